@@ -1,0 +1,1 @@
+"""Settings: the schema (`schema`), YAML to schema (`compose`), and refusing what cannot work (`check`)."""

@@ -1,0 +1,241 @@
+"""Every setting of a run, as frozen dataclasses: the types, the allowed values and what each field changes.
+
+The values live in ``conf/`` as YAML; this file says which values are legal. `sweeptune.config.compose` turns one into
+the other and is the only place that sees a DictConfig.
+
+Constraints are declared in the annotations and enforced by pydantic, so a bound stands in exactly one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+STRICT_KEYS = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which weights are fine-tuned (group ``model``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    """The option's name in conf/model; it labels the run."""
+    path: str | None
+    """A local folder or a hub id. Null means: the model that ``sweeptune fetch <name>`` keeps in the cache."""
+    weights: Literal["pretrained", "random"]
+    """``random`` builds the architecture with random weights: memory and speed before any download."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    """Storage type of the weights. ``auto``: fp32 where every weight trains, else the compute precision."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
+    """Attention back-end; ``auto`` is ``sdpa``."""
+    architecture: dict[str, Any] | None
+    """Values for the transformers config (with ``model_type``), needed for ``weights: random`` without a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig:
+    """Every weight trains."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["full"]
+    recommended_lr: PositiveFloat
+    """The learning rate that ``optim.lr`` takes unless it is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """A frozen base with low-rank adapters (Hu et al. 2021, arXiv 2106.09685), and its relatives."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["lora", "dora", "rslora", "pissa", "qlora", "lora_int8"]
+    recommended_lr: PositiveFloat
+    """The learning rate that ``optim.lr`` takes unless it is set."""
+    rank: Positive
+    """Inner dimension r of the adapters: more capacity, more memory."""
+    alpha: PositiveFloat
+    """Numerator of the scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+    dropout: Fraction
+    """Dropout on the adapter's input during training."""
+    target_modules: str | list[str]
+    """``all-linear`` or a list of module names such as ``[q_proj, v_proj]``."""
+
+
+MethodConfig = FullConfig | LoraConfig
+
+METHOD_SCHEMAS: dict[str, type[FullConfig] | type[LoraConfig]] = {
+    "full": FullConfig,
+    "lora": LoraConfig,
+    "qlora": LoraConfig,
+    "dora": LoraConfig,
+    "rslora": LoraConfig,
+    "pissa": LoraConfig,
+    "lora_int8": LoraConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned and what it is judged on (group ``data``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["pydocs", "jsonl"]
+    path: str | None
+    """The file to read (``jsonl``); must stay null for ``pydocs``."""
+    format: Literal["auto", "messages", "alpaca", "qa"]
+    """Shape of a row; ``auto`` detects it from the first row and says which."""
+    max_length: Positive
+    """Longest training row, in tokens. Evaluation never cuts a sample."""
+    on_long_row: Literal["truncate", "drop", "error"]
+    """What happens to a training row longer than ``max_length``; counted and logged, never silent."""
+    on_bad_row: Literal["error", "skip"]
+    """A malformed row stops the run with file, line and reason, or is skipped and counted."""
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the rows (by a hash of their content) held out for ``eval``."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the rows (by the same hash) held out for ``test``; never looked at by a search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    """How a conversation becomes text (group ``template``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["auto"]
+    """``auto`` is the model's own chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Where and how the run computes (group ``hardware``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    """Compute precision; ``auto`` is bf16 on a GPU and fp32 on a CPU."""
+    micro_batch: Positive
+    """Rows per forward and backward pass. Changes memory and speed, never the gradient of a step."""
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    memory_cap_gib: PositiveFloat | None
+    """Enforced limit on GPU memory in GiB (2^30 bytes), CUDA context included."""
+    on_oom: Literal["replan", "stop"]
+    """``replan`` halves the micro-batch and repeats the step; ``stop`` ends the run as ``oom``."""
+    gpus: Positive | None
+    """GPUs (or CPU ranks) that may be used; null is all."""
+    gpus_per_trial: Positive
+    """Ranks of one run; above one it is started through torchrun (gloo on CPUs, nccl on GPUs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule (group ``optim``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    lr: PositiveFloat
+    """Peak learning rate; by default the method's ``recommended_lr``."""
+    weight_decay: NonNegativeFloat
+    """Decoupled weight decay; applied to matrices only, not to norms and biases."""
+    beta1: Fraction
+    beta2: Fraction
+    eps: PositiveFloat
+    schedule: Literal["cosine", "linear", "constant"]
+    """Shape after the warm-up: down to zero along a half cosine or a line, or flat."""
+    warmup: Fraction
+    """Share of all steps spent rising linearly from zero to ``lr``."""
+    max_grad_norm: NonNegativeFloat
+    """Clip the total gradient norm to this; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerConfig:
+    """Where metrics go beside metrics.jsonl, which is always written (group ``tracker``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: Literal["none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study is a folder of runs that are compared."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str | None
+    """Folder under ``multirun/``; by default the experiment, else the swept keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and in which portions."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    tokens_per_step: Positive
+    """Rows are added to a step until the next one would exceed this many real (non-padding) tokens."""
+    max_steps: Positive | None
+    max_tokens: Positive | None
+    """Budget in real tokens: training ends with the last step that fits."""
+    epochs: PositiveFloat | None
+    """Passes over the training rows. Of the three limits that are set, the first one reached ends the run."""
+    eval_every: NonNegative
+    """Evaluate after every n steps; 0 only before the first and after the last step."""
+    checkpoint_every: NonNegative
+    """Write a checkpoint after every n steps; 0 only at the end and when interrupted."""
+    keep_checkpoints: Positive
+    """How many of the newest checkpoints are kept."""
+    keep_best: bool
+    """Also keep the checkpoint with the lowest eval loss, beside the newest ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How the loss is judged."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    batch_size: Positive
+    """Rows per forward pass; changes speed and memory only, never the loss."""
+    max_samples: Positive | None
+    """The first n held-out rows by hash; null is all of them."""
+    test: bool
+    """Also evaluate the trained model on the test split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, complete."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    model: ModelConfig
+    method: Annotated[FullConfig | LoraConfig, Field(discriminator="name")]
+    data: DataConfig
+    template: TemplateConfig
+    hardware: HardwareConfig
+    optim: OptimConfig
+    tracker: TrackerConfig
+    study: StudyConfig
+    train: TrainConfig
+    eval: EvalConfig
+    seed: NonNegative
+    resume: str | None
+    """A run folder to continue; everything else is then read from it."""

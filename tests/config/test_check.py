@@ -1,0 +1,219 @@
+"""Every refusal: it names the override as typed, what is allowed or the nearest name, and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeptune.config.check import check, check_overrides
+
+SINGLE = [
+    # Names.
+    (
+        "method=lorra",
+        "no such method. Allowed: dora, full, lora, lora_int8, pissa, qlora, rslora. Did you mean method=l",
+    ),
+    ("method=zzz", "For example method=dora"),
+    ("tracker=null", "Leave tracker out"),
+    ("experiment=dmeo", "Did you mean experiment=demo?"),
+    ("data=my/chats.jsonl", "Did you mean data=jsonl data.path=my/chats.jsonl?"),
+    ("model=owner/name", "Did you mean model.path=owner/name?"),
+    ("method.rnak=4", "Did you mean method.rank=4?"),
+    ("methd=lora", "Did you mean method=lora?"),
+    ("optm.lr=1e-3", "Did you mean optim.lr=1e-3?"),
+    ("lr=1e-3", "Did you mean optim.lr=1e-3?"),
+    ("optim.rank=3", "Did you mean method.rank=3?"),
+    ("train=3", "train is a section, not one setting. Its fields: tokens_per_step, max_steps"),
+    ("method.name=full", "Choose the option: method=full"),
+    ("method@other=lora", "Write method=lora"),
+    # Plus and minus.
+    ("+method.rank2=4", "Did you mean method.rank=4?"),
+    ("++method.rank2=4", "Did you mean method.rank=4?"),
+    ("+method.foo=1", "Allowed: method.name, method.recommended_lr, method.rank"),
+    ("+foo=1", "Allowed: model, method, data"),
+    ("+seed=1", "Drop the +: seed=1"),
+    ("+method=lora", "Write method=lora"),
+    ("~seed", "every run needs seed"),
+    ("~method", "every run needs method"),
+    ("~method.rank", "every run needs method.rank"),
+    ("~method.rnak", "Did you mean ~method.rank?"),
+    # Types and bounds.
+    ("optim.lr=fast", "must be a number above 0. For example optim.lr=0.001"),
+    ("optim.lr=inf", "must be a number above 0"),
+    ("optim.lr=0", "must be a number above 0"),
+    ("optim.lr=", "must be a number above 0"),
+    ("method.rank=0", "must be a whole number of at least 1. For example method.rank=16"),
+    ("method.rank=1.5", "must be a whole number"),
+    ("method.dropout=1", "must be a number of at least 0 and below 1"),
+    ("method.target_modules=[1]", "must be text or a list of text"),
+    ("seed=true", "must be a whole number of at least 0. For example seed=0"),
+    ("seed=???", "must be a whole number"),
+    ("eval.test=yes", "must be true or false. For example eval.test=false"),
+    ("hardware.precision=fp61", "Did you mean hardware.precision=fp16?"),
+    ("study.name=2024", "quote it: 'study.name=\"2024\"'"),
+    ("model.architecture.hiden_size=32", "Did you mean model.architecture.hidden_size=32?"),
+    ("+model.architecture.hidden_size=32", "Drop the +"),
+    ("~model.architecture.nothing", "there is no model.architecture.nothing"),
+    ("optim.lr=${nothing}", "cannot be resolved"),
+    # Shape.
+    ("foo", "Write key=value"),
+    ("method = lora", "Write key=value"),
+    ("seed=0,1", "Add --multirun"),
+    ("method=lora,qlora", "Add --multirun"),
+    ("method.target_modules=q_proj,v_proj", "a list: 'method.target_modules=[q_proj,v_proj]'"),
+    ("hydra.nothing=1", "hydra.nothing"),
+]
+
+
+@pytest.mark.parametrize(("override", "says"), SINGLE, ids=[override for override, _ in SINGLE])
+def test_one_wrong_override_is_one_problem_that_says_how_to_mend_it(override: str, says: str) -> None:
+    problems = check([override], multirun=False)
+    assert len(problems) == 1
+    assert override.partition("=")[0].lstrip("+~") in problems[0]
+    assert says in problems[0]
+
+
+RULES = [
+    (["data=jsonl", "data.path=missing.jsonl"], "data.path=missing.jsonl: no such file"),
+    (["data=jsonl"], "data=jsonl data.path=<file>.jsonl"),
+    (["data=jsonl", "data.path=."], "this is a folder, not a file"),
+    (["data.path=missing.jsonl"], "no such file: check the path. A file is read by data=jsonl data.path=missing.jsonl"),
+    (["data.eval_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
+    (["train.tokens_per_step=100"], "train.tokens_per_step=256, or shorten the rows, data.max_length=100"),
+    (["train.epochs=null"], "for example train.epochs=1"),
+    (["hardware=cpu", "hardware.precision=fp16"], "Use hardware.precision=fp32 or hardware.precision=bf16"),
+    (["hardware=cpu", "model.dtype=fp16"], "Use model.dtype=fp32 or model.dtype=bf16"),
+    (["method=full", "model.dtype=fp16"], "model.dtype=fp16 with method=full"),
+    (["hardware=cpu", "optim=paged_adamw_8bit"], "Use optim=adamw_8bit or optim=adamw"),
+    (["hardware=cpu", "hardware.memory_cap_gib=4"], "Use hardware.memory_cap_gib=null"),
+    (["hardware.gpus=1", "hardware.gpus_per_trial=2"], "Use hardware.gpus_per_trial=1 or hardware.gpus=2"),
+    (["model.weights=random", "model.architecture=null"], "(model=tiny)"),
+    (["model.path=./nowhere"], "model.path=./nowhere: no such folder"),
+    (["resume=nowhere"], "resume=nowhere: no such folder"),
+    (["resume=."], "holds no config.yaml"),
+    (["method=full", "method.rank=4"], "method=full has no rank. These methods have it: dora, lora"),
+    (["method=lora", "method=full"], "method is given twice"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), RULES, ids=[" ".join(overrides) for overrides, _ in RULES])
+def test_settings_that_cannot_work_together(
+    overrides: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    problems = check(overrides, multirun=False)
+    assert len(problems) == 1
+    assert says in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["hardware=gpu"], "hardware.device=cuda: torch finds no GPU here"),
+        (["hardware.precision=fp16"], "torch finds no GPU here (hardware.device=auto)"),
+        (["optim=paged_adamw_8bit"], "torch finds no GPU here (hardware.device=auto)"),
+    ],
+)
+def test_without_a_gpu(overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeptune.config.rules.gpu_count", lambda: 0)
+    problems = check(overrides, multirun=False)
+    assert len(problems) == 1 and says in problems[0]
+
+
+def test_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeptune.config.rules.gpu_count", lambda: 1)
+    allowed = ["hardware=gpu", "hardware.precision=fp16", "optim=paged_adamw_8bit", "hardware.memory_cap_gib=4"]
+    assert check(allowed, multirun=False) == []
+    problems = check(["hardware=gpu", "hardware.gpus_per_trial=2"], multirun=False)
+    assert problems == ["hardware.gpus_per_trial=2: this machine has 1. Use hardware.gpus_per_trial=1"]
+
+
+@pytest.mark.parametrize(("found", "says"), [(None, "is not installed"), (object(), "needs a GPU")])
+def test_flash_attention(found: object, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    problems = check(["hardware=cpu", "model.attention=flash_attention_2"], multirun=False)
+    assert len(problems) == 1 and says in problems[0]
+
+
+def test_several_at_once_are_all_listed_in_order() -> None:
+    argv = ["method=lorra", "method.rnak=4", "optim.lr=fast", "data.path=missing.jsonl"]
+    problems = check(argv, multirun=False)
+    assert [problem.partition(": ")[0] for problem in problems] == argv
+    assert check_overrides(argv, multirun=False) == problems[:3]
+
+
+def test_what_hydra_refuses_does_not_hide_the_rest() -> None:
+    problems = check(["hydra.nothing=1", "method.rnak=4", "train.epochs=null"], multirun=False)
+    assert [problem.split()[0] for problem in problems] == ["method.rnak=4:", "Hydra", "train.max_steps,"]
+
+
+def test_one_mistake_in_a_group_does_not_cause_others() -> None:
+    file = Path(__file__).as_posix()
+    assert len(check(["data=jsnol", f"data.path={file}"], multirun=False)) == 1
+    assert len(check(["method=ful", "train.max_steps=3"], multirun=False)) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method=qlora", "method.rank=8", "optim.lr=5e-4", "seed=3"],
+        ["method.target_modules=[q_proj,v_proj]", "method.alpha=16"],
+        ["optim.lr=${method.recommended_lr}"],
+        ["++method.rank=8"],
+        ["model.path=owner/name", "model.name=mine"],
+        ["model.architecture.hidden_size=32", "+model.architecture.head_dim=8", "~model.architecture.pad_token_id"],
+        ["study.name='2024'", "hydra.run.dir=elsewhere"],
+        ["experiment=demo", "train.max_steps=2"],
+        ["hardware=cpu", "optim=adamw_8bit"],
+        ["hardware=cpu", "method=lora_int8"],
+        ["hardware=cpu", "hardware.gpus_per_trial=2"],
+    ],
+    ids=" ".join,
+)
+def test_what_works_is_let_through(overrides: list[str]) -> None:
+    assert check(overrides, multirun=False) == []
+
+
+def test_resume_takes_no_other_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
+    assert check([f"resume={tmp_path}", "hydra.run.dir=x"], multirun=False) == []
+    problems = check([f"resume={tmp_path}", "optim.lr=1e-3"], multirun=False)
+    assert len(problems) == 1 and problems[0].startswith("optim.lr=1e-3: resume= goes on with the settings")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("method=full,lorra", "method=lorra (in method=full,lorra): no such method"),
+        ("method=choice(full,lorra)", "method=lorra (in method=choice(full,lorra)): no such method"),
+        ("method=glob(x*)", "stands for no value at all. Allowed: dora"),
+        ("optim.lr=1e-3,fast", "optim.lr=fast (in optim.lr=1e-3,fast): must be a number above 0"),
+        ("seed=range(-1,2)", "seed=-1 (in seed=range(-1,2)): must be a whole number"),
+        ("method.rnak=4,8", "Did you mean method.rank=4,8?"),
+        ("optim.lr=interval(0,1)", "List them"),
+        ("data.max_length=glob(*)", "glob works for groups only"),
+        ("train.tokens_per_step=100,4096", "train.tokens_per_step=100 is smaller than the longest row"),
+    ],
+)
+def test_every_element_of_a_sweep_is_checked(override: str, says: str) -> None:
+    problems = check([override], multirun=True)
+    assert len(problems) == 1 and says in problems[0]
+
+
+def test_a_sweep_over_methods_checks_keys_against_each_of_them() -> None:
+    problems = check(["method=full,lora,qlora", "method.rank=4,8"], multirun=True)
+    assert len(problems) == 1 and "method=full has no rank" in problems[0]
+    assert "method=lora,qlora method.rank=4,8" in problems[0]
+
+
+def test_every_combination_of_a_sweep_is_validated() -> None:
+    argv = ["seed=0,1", "train.tokens_per_step=300,2048", "data.max_length=256,512"]
+    problems = check(argv, multirun=True)
+    assert len(problems) == 1 and "train.tokens_per_step=300" in problems[0] and "data.max_length=512" in problems[0]
+
+
+def test_a_good_sweep_is_let_through() -> None:
+    assert check(["method=full,lora,qlora", "seed=range(0,3)", "optim.lr=1e-3,1e-4"], multirun=True) == []
+    assert check(["method=glob(*lora*)", "method.rank=4,8"], multirun=True) == []

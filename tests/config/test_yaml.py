@@ -1,0 +1,103 @@
+"""The files in conf/: every option composes, alone and with others, and reads as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweeptune.config.check import check, groups
+from sweeptune.config.compose import compose, conf_dir
+
+FILES = sorted(conf_dir().rglob("*.yaml"))
+OPTIONS = {
+    "model": ["smollm2_135m", "smollm2_135m_q4", "tiny"],
+    "method": ["dora", "full", "lora", "lora_int8", "pissa", "qlora", "rslora"],
+    "data": ["jsonl", "pydocs"],
+    "template": ["auto"],
+    "hardware": ["auto", "cpu", "gpu"],
+    "optim": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
+    "tracker": ["none"],
+    "experiment": ["demo"],
+}
+
+
+def test_the_groups_have_the_promised_options() -> None:
+    for group, options in OPTIONS.items():
+        assert set(options) <= set(groups()[group])
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in groups() for option in groups()[group]])
+def test_every_option_composes_and_is_named_like_its_file(group: str, option: str) -> None:
+    config = compose([f"{group}={option}"])
+    if group != "experiment":
+        assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize("method", OPTIONS["method"])
+def test_options_combine_freely(method: str) -> None:
+    for model, data, hardware in product(OPTIONS["model"], OPTIONS["data"], OPTIONS["hardware"]):
+        config = compose([f"model={model}", f"method={method}", f"data={data}", f"hardware={hardware}"])
+        chosen = (config.model.name, config.method.name, config.data.name, config.hardware.name)
+        assert chosen == (model, method, data, hardware)
+    for optim in OPTIONS["optim"]:
+        config = compose([f"method={method}", f"optim={optim}"])
+        assert (config.optim.name, config.optim.lr) == (optim, config.method.recommended_lr)
+
+
+def test_methods_bring_their_own_learning_rate_unless_one_is_given() -> None:
+    assert compose(["method=full"]).optim.lr == 5e-5
+    assert compose(["method=qlora"]).optim.lr == 1e-3
+    assert compose(["method=full", "optim.lr=3e-4"]).optim.lr == 3e-4
+
+
+def test_the_two_smollm2_share_a_file() -> None:
+    hub, registry = compose(["model=smollm2_135m"]).model, compose(["model=smollm2_135m_q4"]).model
+    assert hub.architecture == registry.architecture
+    assert (hub.path, registry.path) == ("HuggingFaceTB/SmolLM2-135M-Instruct", None)
+
+
+def test_the_demo_is_a_sweep_over_three_methods() -> None:
+    config = compose(["experiment=demo"])
+    assert (config.study.name, config.train.max_steps, config.data.max_length) == ("demo", 24, 192)
+    assert check(["experiment=demo"], multirun=True) == []
+    with_rank = check(["experiment=demo", "method.rank=4"], multirun=True)
+    assert len(with_rank) == 1 and "method=full has no rank" in with_rank[0]
+    assert check(["experiment=demo", "method=lora,qlora", "method.rank=4"], multirun=True) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(conf_dir())))
+def test_every_file_reads_as_a_document(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# "), "says on its first line what it is"
+    assert max(map(len, lines)) <= 120
+    bare = [f"{at + 1}: {lines[at]}" for at in fields(file) if not has_comment(lines, at)]
+    assert bare == []
+
+
+def test_the_comment_check_sees_a_bare_field() -> None:
+    assert not has_comment(["# a title", "", "rank: 4"], 2)
+    assert has_comment(["rank: 4   # capacity"], 0)
+    assert has_comment(["# capacity", "rank: 4"], 1)
+
+
+def has_comment(lines: list[str], at: int) -> bool:
+    return " # " in lines[at] or (at > 0 and lines[at - 1].lstrip().startswith("# "))
+
+
+def fields(file: Path) -> Iterator[int]:
+    """The line (from 0) of every field that holds a value; lines inside a block of text are no fields."""
+    root = yaml.compose(file.read_text(encoding="utf-8"))
+    assert isinstance(root, yaml.MappingNode)
+    return walk(root)
+
+
+def walk(node: yaml.MappingNode) -> Iterator[int]:
+    for key, value in node.value:
+        if isinstance(value, yaml.MappingNode):
+            yield from walk(value)
+        elif key.value != "defaults":
+            yield key.start_mark.line
