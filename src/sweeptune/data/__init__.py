@@ -1,0 +1,25 @@
+"""Data: sources, formats, the model's template, token ids with their loss mask, steps and batches."""
+
+from sweeptune.data.collate import IGNORED, Batch, collate
+from sweeptune.data.conversation import Conversation, Message
+from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
+from sweeptune.data.splits import Splits, load_splits
+from sweeptune.data.tokenize import Row, tokenize
+
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Conversation",
+    "Message",
+    "Row",
+    "Splits",
+    "Step",
+    "collate",
+    "eval_batches",
+    "hash_plan",
+    "hash_rows",
+    "load_splits",
+    "micro_batches",
+    "plan_steps",
+    "tokenize",
+]

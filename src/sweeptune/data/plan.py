@@ -1,0 +1,126 @@
+"""Which rows make up which step: decided once, for the whole run, by data, seed and tokens per step only."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.config.schema import TrainConfig
+from sweeptune.data.tokenize import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows of one optimiser step.
+
+    Attributes:
+        rows: Indices into the training rows.
+        tokens: Real tokens in them.
+        loss_tokens: Tokens that bear loss.
+        epoch: Passes over the data after this step.
+    """
+
+    rows: tuple[int, ...]
+    tokens: int
+    loss_tokens: int
+    epoch: float
+
+
+def plan_steps(rows: Sequence[Row], train: TrainConfig, seed: int) -> list[Step]:
+    """Plan a whole run: rows in a random order per epoch, gathered until the next would exceed tokens_per_step.
+
+    Epochs follow each other without a break inside a step. Of ``max_steps``, ``max_tokens`` and ``epochs`` the first
+    limit reached ends the plan; a step that would exceed it is left out.
+
+    Args:
+        rows: The training rows.
+        train: tokens_per_step and the limits.
+        seed: Decides the order.
+
+    Raises:
+        ConfigError: No limit is set, a row is longer than a step, or not even one step fits.
+    """
+    if train.max_steps is None and train.max_tokens is None and train.epochs is None:
+        raise ConfigError("nothing ends the training: set train.max_steps, train.max_tokens or train.epochs")
+    lengths = [row.length for row in rows]
+    learned = [row.loss_tokens for row in rows]
+    longest = max(lengths)
+    if longest > train.tokens_per_step:
+        raise ConfigError(
+            f"train.tokens_per_step={train.tokens_per_step}: the longest row has {longest} tokens and fits in no step; "
+            f"set train.tokens_per_step={longest} or data.max_length={train.tokens_per_step}"
+        )
+    steps: list[Step] = []
+    spent = 0
+    for chosen, seen in _gather(lengths, train, seed):
+        tokens = sum(lengths[i] for i in chosen)
+        if train.max_tokens is not None and spent + tokens > train.max_tokens:
+            break
+        spent += tokens
+        steps.append(Step(tuple(chosen), tokens, sum(learned[i] for i in chosen), seen / len(rows)))
+        if train.max_steps is not None and len(steps) == train.max_steps:
+            break
+    if not steps:
+        raise ConfigError(f"train.max_tokens={train.max_tokens}: not even the first step fits; allow more tokens")
+    return steps
+
+
+def _gather(lengths: Sequence[int], train: TrainConfig, seed: int) -> Iterator[tuple[list[int], int]]:
+    """The rows of each step, with the number of rows seen after it."""
+    chosen: list[int] = []
+    tokens = seen = 0
+    for index in _order(len(lengths), train.epochs, seed):
+        if tokens + lengths[index] > train.tokens_per_step:
+            yield chosen, seen
+            chosen, tokens = [], 0
+        chosen.append(index)
+        tokens += lengths[index]
+        seen += 1
+    if chosen:
+        yield chosen, seen
+
+
+def _order(count: int, epochs: float | None, seed: int) -> Iterator[int]:
+    """Row numbers, one permutation after another; endless without a number of epochs."""
+    left = round(count * epochs) if epochs is not None else None
+    epoch = 0
+    while left is None or left > 0:
+        permutation = list(range(count))
+        # Seeded by a text, which random hashes with SHA-512: the same on every machine and Python version.
+        random.Random(f"sweeptune-{seed}-{epoch}").shuffle(permutation)
+        yield from permutation[:left]
+        left = None if left is None else left - count
+        epoch += 1
+
+
+def micro_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
+    """Deal a step's rows to micro-batches and those to ranks.
+
+    Longest first: rows of like length waste little padding, and a micro-batch that does not fit is met at once.
+    """
+    ordered = sorted(rows, key=lambda row: (-row.length, row.id))
+    return [ordered[at : at + size] for at in range(0, len(ordered), size)][rank::world]
+
+
+def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
+    """Deal held-out rows to batches and those to ranks; the data alone decides which rows share a batch."""
+    return micro_batches(rows, size, rank, world)
+
+
+def hash_rows(rows: Sequence[Row]) -> str:
+    """Name rows by their content: ids, tokens and masks."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.id, row.input_ids, [i for i, on in enumerate(row.loss_mask) if on])).encode())
+    return digest.hexdigest()[:16]
+
+
+def hash_plan(rows: Sequence[Row], steps: Sequence[Step]) -> str:
+    """Name the order in which rows are learned, step by step."""
+    digest = hashlib.sha256()
+    for step in steps:
+        digest.update(repr([rows[i].id for i in step.rows]).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""What ``python train.py`` does: check every override, then compose with Hydra, then run."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sweeptune.config.check import check, swept_keys
+from sweeptune.config.compose import conf_dir, load, to_config
+from sweeptune.config.errors import ConfigError
+from sweeptune.config.schema import Config
+from sweeptune.launch.spawn import spawn
+from sweeptune.launch.worker import EXIT_CODES
+from sweeptune.tracking.console import setup_logging
+
+log = logging.getLogger("sweeptune")
+
+MULTIRUN = {"-m", "--multirun"}
+RECORDS: list[dict[str, Any]] = []
+"""What the runs of this command left; Hydra hands nothing back to whoever calls it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status.
+
+    0: every run completed. 1: a run failed, its record says why. 2: a setting is wrong and nothing was started.
+    130: interrupted.
+
+    Args:
+        argv: Overrides and Hydra's own flags; the process's by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    multirun = bool(MULTIRUN & set(arguments))
+    setup_logging(None)
+    RECORDS.clear()
+    try:
+        problems = check(overrides, multirun=multirun)
+        if problems:
+            raise ConfigError(problems)
+        resume = [value.removeprefix("resume=") for value in overrides if value.startswith("resume=")]
+        if resume:
+            continue_run(Path(resume[0]))
+        else:
+            compose_and_run([*arguments, *(study_overrides(overrides) if multirun else [])])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(ConfigError(str(error)), file=sys.stderr)
+        return 2
+    codes = [EXIT_CODES.get(record["status"], 1) for record in RECORDS]
+    return max(codes, default=0)
+
+
+def continue_run(folder: Path) -> None:
+    """Go on with an interrupted run, with the settings that it began with."""
+    RECORDS.append(execute(load(folder / "config.yaml"), folder, ""))
+
+
+def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
+    """Run here when one rank is enough, so that a debugger sees it; else under torchrun."""
+    if config.hardware.gpus_per_trial > 1:
+        return spawn(config, folder, command)
+    from sweeptune.training import run  # importing torch takes seconds that a wrong override need not wait for
+
+    return run(config, folder, command)
+
+
+def compose_and_run(arguments: list[str]) -> None:
+    """Let Hydra compose: it calls `task` for one run and the launcher plugin for a sweep."""
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+    def task(composed: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        command = shlex.join(["python", "train.py", *arguments])
+        RECORDS.append(execute(to_config(composed), folder, command))
+        announce(RECORDS[-1], folder)
+
+    before = sys.argv
+    sys.argv = ["train.py", *arguments]
+    try:
+        task()
+    finally:
+        sys.argv = before
+
+
+def announce(record: dict[str, Any], folder: Path) -> None:
+    """Say how a single run ended and what can be done with it."""
+    if record["status"] != "completed":
+        return
+    result, memory, speed = record["eval"], record["memory"], record["speed"]
+    rate = f"{speed['tokens_per_s']:,.0f} tokens/s" if speed["tokens_per_s"] else "too short to time"
+    log.info(
+        "eval loss %.3f -> %.3f, peak memory %.2f GiB, %s",
+        result["initial_loss"],
+        result["loss"],
+        memory["peak_memory_gib"],
+        rate,
+    )
+    log.info("next: sweeptune compare %s | chat %s | export %s --merge", folder.parent, folder, folder)
+
+
+def study_overrides(overrides: Sequence[str]) -> list[str]:
+    """What a sweep sets unless the user does: a name, and that compared runs never change their micro-batch."""
+    given = {override.partition("=")[0] for override in overrides}
+    added = []
+    if not given & {"study.name", "experiment"}:
+        added.append(f"study.name={slug(overrides)}")
+    if "hardware.on_oom" not in given:
+        added.append("hardware.on_oom=stop")
+    return added
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """Name a study after the keys that it sweeps: ``method=full,lora optim.lr=1e-4,1e-3`` is ``method-lr``."""
+    return "-".join(key.rsplit(".", 1)[-1] for key in swept_keys(overrides)) or "sweep"

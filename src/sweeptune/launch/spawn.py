@@ -1,0 +1,103 @@
+"""Start a run in its own process, wait for it, and make sure that it leaves a record."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sweeptune.config.compose import dump, load
+from sweeptune.config.errors import ConfigError
+from sweeptune.config.schema import Config
+from sweeptune.launch.worker import PARENT
+from sweeptune.tracking.files import write_text
+from sweeptune.tracking.record import empty_record, read_record, write_record
+
+
+class Interrupted(Exception):
+    """The user stopped the command; the run that was going on has its checkpoint and record."""
+
+
+def spawn(config: Config, folder: Path, command: str) -> dict[str, Any]:
+    """Run in a fresh process (several under torchrun) and return the record.
+
+    A folder with the same settings is continued, and a completed one kept.
+
+    Args:
+        config: The run's settings, frozen into ``folder / "config.yaml"``.
+        folder: The run folder.
+        command: The command line that reproduces the run.
+
+    Raises:
+        ConfigError: The folder belongs to other settings or cannot be written.
+        Interrupted: Ctrl-C; the worker was asked to stop and has ended.
+    """
+    freeze(config, folder)
+    before = read_if_there(folder)
+    if before is not None and before["status"] == "completed":
+        return before
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    ranks = config.hardware.gpus_per_trial
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    if ranks > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", "sweeptune.launch.worker", str(folder), command],
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+    )
+    interrupted = wait(process)
+    record = read_if_there(folder)
+    if record is None or record == before:
+        record = empty_record(config) | {"command": command}
+        record["status"] = "interrupted" if interrupted else "crashed"
+        record["reason"] = f"the worker {ending(process.returncode)} without a record; see train.log"
+        write_record(folder, record)
+    if interrupted:
+        raise Interrupted
+    return record
+
+
+def freeze(config: Config, folder: Path) -> None:
+    """Write the settings that the worker reads, unless the folder has them already.
+
+    Raises:
+        ConfigError: It has others, or cannot be written.
+    """
+    settings = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not settings.exists():
+            write_text(settings, dump(config))
+    except OSError as error:
+        raise ConfigError(f"{folder}: this folder cannot be written ({error.strerror or error})") from error
+    if load(settings) != config:
+        raise ConfigError(
+            f"{folder}: holds a run with other settings; choose another study with study.name=<name> or remove it"
+        )
+
+
+def wait(process: subprocess.Popen[bytes]) -> bool:
+    """Wait for the worker; return whether the user interrupted it. A second Ctrl-C kills it."""
+    interrupted = False
+    while True:
+        try:
+            process.wait()
+            return interrupted
+        except KeyboardInterrupt:
+            group = os.getpgid(process.pid)
+            os.killpg(group, signal.SIGKILL if interrupted else signal.SIGINT)
+            interrupted = True
+
+
+def ending(code: int) -> str:
+    """Say in words how a process ended."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def read_if_there(folder: Path) -> dict[str, Any] | None:
+    """The folder's record, or None while there is none."""
+    return read_record(folder) if (folder / "result.json").exists() else None

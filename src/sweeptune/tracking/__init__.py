@@ -1,0 +1,1 @@
+"""Tracking: what a run leaves on disk and shows on the terminal."""

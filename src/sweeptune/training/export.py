@@ -1,0 +1,93 @@
+"""A trained run as a folder that other tools load: one merged model, or an adapter for the original base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.methods import METHODS
+from sweeptune.methods.pissa import ADAPTER
+from sweeptune.training.restore import Trained, dequantize, load_trained
+
+
+def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype) -> Trained:
+    """Write a run's model where ``from_pretrained`` finds it.
+
+    Args:
+        folder: The run folder.
+        out: The folder to write; must be missing or empty.
+        merge: One plain model, its base dequantised and its adapters added in; else a PEFT adapter for the original
+            base (full fine-tuning has no adapter: its model is written either way).
+        dtype: Of the merged weights; adding is done in fp32.
+
+    Returns:
+        The run's model, settings and tokenizer. After a merge its model is used up.
+
+    Raises:
+        ConfigError: ``out`` is not empty, or the run has no checkpoint.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out {out}: is not empty; choose another folder")
+    trained = load_trained(folder)
+    if merge or not isinstance(trained.model, PeftModel):
+        merged(trained.model).to(dtype).save_pretrained(out)
+    else:
+        save_adapter(trained, folder, out)
+    trained.tokenizer.save_pretrained(out)
+    return trained
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn a trained model into a plain one in fp32; ``model`` is used up."""
+    if not isinstance(model, PeftModel):
+        return model.float()
+    quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
+    model = dequantize(model, torch.float32).float()
+    if not quantized:
+        plain: PreTrainedModel = model.merge_and_unload()
+        return plain
+    # PEFT's wrappers of quantised layers would quantise the sum again, so it is made here.
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                base = child.get_base_layer()
+                base.weight.data += child.get_delta_weight(ADAPTER).float()
+                setattr(parent, name, base)
+    base = model.get_base_model()
+    config = type(base.config).from_dict({k: v for k, v in base.config.to_dict().items() if k != "quantization_config"})
+    with torch.device("meta"):
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(base.state_dict(), assign=True)
+    fresh.tie_weights()
+    for name, buffer in base.named_buffers():  # rotary frequencies are in no state dict
+        parent, _, leaf = name.rpartition(".")
+        fresh.get_submodule(parent).register_buffer(leaf, buffer, persistent=False)
+    return fresh
+
+
+def save_adapter(trained: Trained, folder: Path, out: Path) -> None:
+    """Write a PEFT adapter folder for the original base.
+
+    PiSSA moved part of the base into the adapter's start (B0 A0), so relative to the original base its update is
+    B A - B0 A0: an adapter of twice the rank and twice alpha, which keeps the scale.
+    """
+    config = trained.model.peft_config[ADAPTER]
+    config.base_model_name_or_path = trained.config.model.path or str(trained.model.get_base_model().name_or_path)
+    if METHODS[trained.config.method.name].start is None:
+        trained.model.save_pretrained(out)
+        return
+    start = load_file(folder / "checkpoints" / "start.safetensors")
+    config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    wide = {}
+    for name, layer in trained.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            a, b = layer.lora_A[ADAPTER].weight.detach().cpu(), layer.lora_B[ADAPTER].weight.detach().cpu()
+            wide[f"{name}.lora_A.weight"] = torch.cat([a, start[f"{name}.A"]])
+            wide[f"{name}.lora_B.weight"] = torch.cat([b, -start[f"{name}.B"]], dim=1)
+    trained.model.save_pretrained(out, state_dict=wide)

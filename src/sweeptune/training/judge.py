@@ -1,0 +1,76 @@
+"""Eval loss of models that are no longer training: a run on any data, or an exported folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from sweeptune.config.schema import Config
+from sweeptune.data import Row, load_splits
+from sweeptune.models import load_tokenizer
+from sweeptune.tracking.console import progress
+from sweeptune.training.evaluate import evaluate, summarize
+from sweeptune.training.placement import Placement, place
+from sweeptune.training.restore import load_trained
+
+
+def judge(folder: Path, config: Config, split: str) -> dict[str, Any]:
+    """Evaluate a run's newest weights.
+
+    Args:
+        folder: The run folder.
+        config: The run's settings, where wanted with other data and eval settings.
+        split: ``eval``, ``test`` or ``all``: every row of the data, none of them cut.
+
+    Returns:
+        loss, perplexity, bits_per_byte, loss_tokens, samples.
+    """
+    rows = held_out(config, split)
+    trained = load_trained(folder)
+    return _score(trained.model, rows, config, trained.placement, int(trained.tokenizer.pad_token_id or 0))
+
+
+def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, Any]:
+    """Evaluate a saved model on the eval rows of a run's settings, computing in ``dtype``."""
+    placement = place(config)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(placement.device)
+    placement = replace(placement, compute=torch.float32)  # the weights' own dtype, without autocast
+    return _score(model, held_out(config, "eval"), config, placement, int(model.config.pad_token_id or 0))
+
+
+def held_out(config: Config, split: str) -> list[Row]:
+    """The rows of a split, or of everything."""
+    data, judged = config.data, config.eval
+    if split == "all":
+        data, judged = replace(data, max_length=sys.maxsize), replace(judged, max_samples=None)
+    splits = load_splits(data, judged, config.template, load_tokenizer(config.model), progress)
+    if split != "all":
+        return splits.eval if split == "eval" else splits.test
+    return [*splits.train, *splits.eval, *splits.test][: config.eval.max_samples]
+
+
+def _score(
+    model: torch.nn.Module, rows: list[Row], config: Config, placement: Placement, pad_id: int
+) -> dict[str, Any]:
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    if placement.compute is not torch.float32:
+
+        def autocast() -> AbstractContextManager[None]:
+            return torch.autocast(placement.device.type, placement.compute)
+
+    examples = evaluate(
+        model,
+        rows,
+        batch_size=config.eval.batch_size,
+        device=placement.device,
+        autocast=autocast,
+        pad_id=pad_id,
+    )
+    return summarize(examples)

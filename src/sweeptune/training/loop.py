@@ -1,0 +1,235 @@
+"""The training loop, top to bottom: prove, evaluate, step, log, evaluate, save.
+
+The values of a step are read one step later, when the next one has been issued, so that the device never waits for
+the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sweeptune.data import Row, Step, collate
+from sweeptune.tracking.console import bar
+from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
+from sweeptune.training.evaluate import evaluate, summarize, write_examples
+from sweeptune.training.oom import any_rank, is_out_of_memory, release_memory
+from sweeptune.training.optimizer import learning_rate
+from sweeptune.training.proofs import ProofFailed, prove_gradients
+from sweeptune.training.session import Session
+from sweeptune.training.step import train_step
+
+log = logging.getLogger("sweeptune")
+
+SKIPS_ALLOWED = 20
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no longer a number."""
+
+
+@dataclass
+class Stop:
+    """Set by a signal: stop after the step that is running."""
+
+    requested: bool = False
+
+
+@dataclass
+class Issued:
+    """A step whose values are still on their way from the device."""
+
+    line: dict[str, Any]
+    loss: torch.Tensor
+    norm: torch.Tensor
+    skipped: bool
+
+
+def train(session: Session, stop: Stop) -> bool:
+    """Run all steps that are left; return whether the end was reached.
+
+    Raises:
+        Diverged: Loss or gradient is not finite.
+        ProofFailed: The gradients are wrong, or the gradient is exactly zero.
+    """
+    progress, meter = session.progress, session.meter
+    begin = time.perf_counter() - progress.seconds
+    if progress.initial_eval is None:
+        progress.initial_eval = progress.last_eval = evaluate_split(session, "before training")
+    prove(session)
+    issued: Issued | None = None
+    skips = 0
+    meter.enter("first_step", release=True)
+    session.model.train()
+    with bar("training", len(session.steps), completed=progress.step) as advance:
+        for step in session.steps[progress.step :]:
+            lr = learning_rate(session.config.optim, progress.step, len(session.steps))
+            loss, norm, skipped = train_step(session, step)
+            count(session, step)
+            session.watch.step_done(step.tokens, step.loss_tokens)
+            previous, issued = issued, Issued(step_line(session, step, lr), loss, norm, skipped)
+            note = settle(session, previous)
+            skips = skips + 1 if skipped else 0
+            if skips > SKIPS_ALLOWED:
+                raise Diverged(f"fp16 overflowed in {skips} steps in a row; use hardware.precision=bf16 or fp32")
+            if meter.current == "first_step":
+                meter.enter("steady")
+            stopping = any_rank(stop.requested, session.device)
+            if stopping or is_due(session):
+                settle(session, issued)
+                issued = None
+                progress.seconds = time.perf_counter() - begin
+                with session.watch.paused():
+                    evaluate_and_save(session, stopping=stopping)
+            advance(1, note=note)
+            if stopping:
+                return progress.step == len(session.steps)
+    settle(session, issued)
+    progress.seconds = time.perf_counter() - begin
+    return True
+
+
+def count(session: Session, step: Step) -> None:
+    """Add a step that has been made."""
+    progress = session.progress
+    progress.step += 1
+    progress.tokens += step.tokens
+    progress.loss_tokens += step.loss_tokens
+    progress.epoch = step.epoch
+
+
+def step_line(session: Session, step: Step, lr: float) -> dict[str, Any]:
+    """What metrics.jsonl says of a step, without the values that are still on the device."""
+    progress = session.progress
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "epoch": round(progress.epoch, 4),
+        "lr": lr,
+        "step_loss_tokens": step.loss_tokens,
+        "micro_batch": progress.micro_batch,
+        "time": round(time.time(), 3),
+    }
+
+
+def settle(session: Session, issued: Issued | None) -> str:
+    """Read a step's values, check them and log them; return a note for the progress bar."""
+    if issued is None:
+        return ""
+    loss = issued.loss.item() / issued.line["step_loss_tokens"]
+    norm = issued.norm.item()
+    step = issued.line["step"]
+    if not math.isfinite(loss) or not (math.isfinite(norm) or issued.skipped):
+        raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}; a smaller optim.lr usually helps")
+    if norm == 0:
+        raise ProofFailed(f"step {step}: the gradient of every trainable weight is exactly zero")
+    session.progress.train_loss = loss
+    line = {**issued.line, "loss": loss, "grad_norm": norm if math.isfinite(norm) else None}
+    if issued.skipped:
+        line["skipped"] = True
+    if session.metrics is not None:
+        session.metrics.append(line)
+    return f"loss {loss:.3f}"
+
+
+def is_due(session: Session) -> bool:
+    """Whether an evaluation or a checkpoint follows the step that was just made."""
+    train, step = session.config.train, session.progress.step
+    if step == len(session.steps):
+        return False  # the end evaluates and saves by itself
+    every = [n for n in (train.eval_every, train.checkpoint_every) if n]
+    return any(step % n == 0 for n in every)
+
+
+def evaluate_and_save(session: Session, *, stopping: bool) -> None:
+    """What is due after a step: evaluate, prove again, write a checkpoint."""
+    train, step, progress = session.config.train, session.progress.step, session.progress
+    improved = False
+    if not stopping and train.eval_every and step % train.eval_every == 0:
+        progress.last_eval = evaluate_split(session, f"evaluating at step {step}")
+        improved = progress.best_step == step
+        prove(session)
+    due = train.checkpoint_every and step % train.checkpoint_every == 0
+    if stopping or due or (improved and train.keep_best):
+        save(session)
+
+
+def save(session: Session, *, weights_only: bool = False) -> None:
+    """Write a checkpoint and remove those that are no longer kept."""
+    optimizer, scaler = (None, None) if weights_only else (session.optimizer, session.accelerator.scaler)
+    if session.metrics is not None:
+        session.progress.metrics_offset = session.metrics.offset
+    with session.meter.interlude("save"):
+        save_checkpoint(session.folder, session.model, session.state(), session.device, optimizer, scaler)
+        if session.main:
+            best = session.progress.best_step if session.config.train.keep_best else None
+            prune_checkpoints(session.folder, session.config.train.keep_checkpoints, best)
+
+
+def evaluate_split(session: Session, description: str) -> dict[str, Any]:
+    """Judge the model on the eval split, log it and keep the examples' scores; also remember the best."""
+    progress = session.progress
+    summary = score(session, session.splits.eval, "eval.jsonl", description)
+    if progress.best_loss is None or summary["loss"] < progress.best_loss:
+        progress.best_loss, progress.best_step = summary["loss"], progress.step
+    if session.metrics is not None:
+        session.metrics.append(
+            {"step": progress.step, "tokens": progress.tokens}
+            | {f"eval_{key}": summary[key] for key in ("loss", "perplexity", "bits_per_byte")}
+        )
+    return summary
+
+
+def score(session: Session, rows: list[Row], file: str, description: str) -> dict[str, Any]:
+    """Evaluate rows; out of memory halves the eval batch, which does not change the loss.
+
+    Raises:
+        Diverged: The loss is not finite.
+    """
+    progress = session.progress
+    while True:
+        failure = None
+        with session.meter.interlude("eval"):
+            try:
+                examples = evaluate(
+                    session.model,
+                    rows,
+                    batch_size=progress.eval_batch,
+                    device=session.device,
+                    autocast=session.autocast,
+                    pad_id=session.pad_id,
+                    description=description,
+                )
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error).splitlines()[0]
+        if not any_rank(failure is not None, session.device):
+            break
+        release_memory(session.device)
+        if session.config.hardware.on_oom == "stop" or progress.eval_batch == 1:
+            raise torch.OutOfMemoryError(f"{failure}; during evaluation with eval.batch_size={progress.eval_batch}")
+        progress.eval_batch //= 2
+        progress.replans.append({"step": progress.step, "eval_batch": progress.eval_batch, "reason": failure})
+        log.warning("out of memory: eval batch -> %d (%s)", progress.eval_batch, failure)
+    summary = summarize(examples)
+    if not math.isfinite(summary["loss"]):
+        raise Diverged(f"step {progress.step}: eval loss {summary['loss']}")
+    if session.main:
+        write_examples(session.folder / file, examples)
+    return summary
+
+
+def prove(session: Session) -> None:
+    """Prove the gradients in a phase of its own, after which what it cached is given back."""
+    with session.meter.interlude("proof", release=True):
+        batch = collate([session.proof_row()], session.pad_id, session.device)
+        found = prove_gradients(
+            session.model, batch, session.placement.compute, session.autocast, seed=session.progress.step
+        )
+    session.progress.gradient_proofs.append({"step": session.progress.step, **found})

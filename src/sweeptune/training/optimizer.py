@@ -1,0 +1,54 @@
+"""AdamW in its three storages, and the learning rate of a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sweeptune.config.schema import OptimConfig
+
+
+def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over everything that trains; weight decay on matrices only.
+
+    ``adamw`` is torch's fused one, ``adamw_8bit`` keeps its states in 8 bits, ``paged_adamw_8bit`` also lets them move
+    to the host when the GPU is full (both of bitsandbytes).
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    settings = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    import bitsandbytes as bnb
+
+    kind = bnb.optim.AdamW8bit if optim.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
+    return kind(groups, **settings)
+
+
+def learning_rate(optim: OptimConfig, step: int, total: int) -> float:
+    """The learning rate of a step.
+
+    Args:
+        optim: Peak, schedule and warm-up share.
+        step: Number of the step, from 0.
+        total: Steps of the whole run.
+
+    Returns:
+        Rising linearly over the warm-up (never zero), then along the schedule towards zero at ``total``.
+
+    Example:
+        >>> [round(learning_rate(optim, s, 10), 2) for s in (0, 5, 9)]  # lr 1, linear, no warm-up
+        [1.0, 0.5, 0.1]
+    """
+    warmup = math.ceil(optim.warmup * total)
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if optim.schedule == "cosine":
+        return optim.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return optim.lr * (1 - done) if optim.schedule == "linear" else optim.lr

@@ -1,0 +1,117 @@
+"""From a run in progress to its record: the figures, and the fingerprint that says what they may be compared with."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sweeptune.data import hash_plan, hash_rows
+from sweeptune.models import architecture_digest, weights_digest
+from sweeptune.tracking.record import cpu_name
+from sweeptune.training.flops import count_parameters, flops_per_token, measure_matmul_rate, vendor_peak
+from sweeptune.training.session import Session
+
+
+def measured(session: Session) -> dict[str, Any]:
+    """The parts of result.json that a run which has trained can fill in."""
+    progress = session.progress
+    return {
+        "eval": eval_part(session),
+        "memory": session.meter.summary(),
+        "speed": speed_part(session),
+        "train": {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "loss_tokens": progress.loss_tokens,
+            "final_loss": progress.train_loss,
+            "seconds": progress.seconds,
+            "planned_steps": len(session.steps),
+            "replans": progress.replans,
+            "data": session.splits.stats,
+        },
+        "params": count_parameters(session.model),
+        "proofs": {"gradients": proof_part(session), "packing": None, "kernels": None},
+        "fingerprint": {"quality": quality_fingerprint(session), "cost": cost_fingerprint(session)},
+    }
+
+
+def eval_part(session: Session) -> dict[str, Any]:
+    """Eval figures at the last evaluation, with the first and the best beside them."""
+    progress = session.progress
+    initial = progress.initial_eval or {}
+    return {
+        **(progress.last_eval or {}),
+        "best_loss": progress.best_loss,
+        "initial_loss": initial.get("loss"),
+        "initial_bits_per_byte": initial.get("bits_per_byte"),
+        "tasks": {},
+    }
+
+
+def speed_part(session: Session) -> dict[str, Any]:
+    """Throughput, and its share of what the vendor promises and of what this machine really multiplies."""
+    device, compute = session.device, session.placement.compute
+    frozen = session.config.method.name != "full"
+    flops = flops_per_token(session.model, session.splits.train, frozen_base=frozen)
+    figures: dict[str, Any] = {**session.watch.summary(), "flops_per_token": flops, "mfu": None}
+    figures["matmul_efficiency"] = None
+    if figures["tokens_per_s"]:
+        reached = flops * figures["tokens_per_s"] / session.accelerator.num_processes
+        peak = vendor_peak(device, compute)
+        figures["mfu"] = reached / peak if peak else None
+        figures["matmul_efficiency"] = reached / measure_matmul_rate(device, compute)
+    return figures
+
+
+def proof_part(session: Session) -> dict[str, Any] | None:
+    """The gradient proofs: how many ran, and the worst of them."""
+    proofs = session.progress.gradient_proofs
+    if not proofs:
+        return None
+    return {"passed": len(proofs), "worst": max(proofs, key=lambda proof: proof["relative_error"])}
+
+
+def quality_fingerprint(session: Session) -> dict[str, Any]:
+    """What must agree before losses may be ranked."""
+    config, placement = session.config, session.placement
+    rows = session.splits.train
+    weights = weights_digest(config.model, dtype=placement.weights, device=placement.device, seed=config.seed)
+    template = str(getattr(session.tokenizer, "chat_template", ""))
+    return {
+        "weights": weights,
+        "data_order": hash_plan(rows, session.steps),
+        "loss_mask": hash_rows(rows),
+        "tokens_per_step": config.train.tokens_per_step,
+        "budget_tokens": sum(step.tokens for step in session.steps),
+        "template": f"{config.template.name}-{hashlib.sha256(template.encode()).hexdigest()[:12]}",
+        "eval_split": hash_rows(session.splits.eval),
+        "test_split": hash_rows(session.splits.test),
+    }
+
+
+def cost_fingerprint(session: Session) -> dict[str, Any]:
+    """What must agree before memory and speed may be ranked; the method's own effect is left out."""
+    config, device = session.config, session.device
+    packages = {name: ".".join(version(name).split(".")[:2]) for name in ("transformers", "peft", "bitsandbytes")}
+    return {
+        "model": architecture_digest(session.model.config),
+        "data": hash_rows(session.splits.train),
+        "tokens_per_step": config.train.tokens_per_step,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "ranks": session.accelerator.num_processes,
+        "micro_batch": session.progress.micro_batch,
+        "eval_batch": session.progress.eval_batch,
+        "max_length": config.data.max_length,
+        "attention": session.model.config._attn_implementation,
+        "kernels": "plain",
+        "gradient_checkpointing": config.hardware.gradient_checkpointing,
+        "precision": session.placement.precision,
+        "weights_dtype": config.model.dtype,
+        "optimiser": config.optim.name,
+        "memory_cap_gib": config.hardware.memory_cap_gib,
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        **packages,
+    }

@@ -1,0 +1,190 @@
+"""Everything a run holds while it trains, and how it is put together: settings and data first, weights last."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sweeptune.config.schema import Config
+from sweeptune.data import Row, Splits, Step, load_splits, plan_steps
+from sweeptune.methods import METHODS
+from sweeptune.models import load_model, load_tokenizer
+from sweeptune.tracking.console import progress, spinner
+from sweeptune.tracking.files import JsonLines
+from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load_training_state, resumable
+from sweeptune.training.memory import MemoryMeter
+from sweeptune.training.optimizer import build_optimizer
+from sweeptune.training.placement import Placement, cap_memory, place
+from sweeptune.training.proofs import proof_row
+from sweeptune.training.speed import Stopwatch
+
+log = logging.getLogger("sweeptune")
+
+
+@dataclass
+class Progress:
+    """How far a run is; what a checkpoint keeps beside weights, optimiser and generators."""
+
+    step: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    epoch: float = 0.0
+    seconds: float = 0.0
+    """Wall time of training before this process."""
+    micro_batch: int = 0
+    eval_batch: int = 0
+    metrics_offset: int = 0
+    train_loss: float | None = None
+    initial_eval: dict[str, Any] | None = None
+    last_eval: dict[str, Any] | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    gradient_proofs: list[dict[str, float]] = field(default_factory=list)
+    replans: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Session:
+    """A run in progress."""
+
+    config: Config
+    folder: Path
+    accelerator: Accelerator
+    placement: Placement
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    steps: list[Step]
+    model: PreTrainedModel
+    optimizer: Any
+    meter: MemoryMeter
+    watch: Stopwatch
+    metrics: JsonLines | None
+    """None on every rank but the first."""
+    progress: Progress
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context that every loss is computed in."""
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def proof_row(self) -> Row:
+        """A short training row with as many loss tokens as the first rows offer."""
+        return max((proof_row(row) for row in self.splits.train[:256]), key=lambda row: row.loss_tokens)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint writes as its progress."""
+        return asdict(self.progress)
+
+
+def open_session(config: Config, folder: Path, *, micro_batch: int | None = None) -> Session:
+    """Prepare a run: device, data, plan, model, method, optimiser, and the newest checkpoint where there is one.
+
+    Args:
+        config: The run's settings.
+        folder: The run folder.
+        micro_batch: Replaces ``hardware.micro_batch`` after an out-of-memory in the optimiser.
+
+    Raises:
+        ConfigError: Model or data are not there or do not fit the settings.
+    """
+    accelerator = make_accelerator(config)
+    placement = place(config, accelerator.local_process_index)
+    if config.hardware.memory_cap_gib:
+        cap_memory(config.hardware.memory_cap_gib, placement.device)
+    torch.manual_seed(config.seed)
+    meter = MemoryMeter(placement.device)
+    meter.enter("load")
+    tokenizer = load_tokenizer(config.model)
+    splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    steps = plan_steps(splits.train, config.train, config.seed)
+    model = build_model(config, placement, folder)
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
+    metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
+    session = Session(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        placement=placement,
+        tokenizer=tokenizer,
+        splits=splits,
+        steps=steps,
+        model=model,
+        optimizer=optimizer,
+        meter=meter,
+        watch=Stopwatch(placement.device),
+        metrics=metrics,
+        progress=Progress(
+            micro_batch=config.hardware.micro_batch,
+            eval_batch=config.eval.batch_size,
+        ),
+    )
+    resume(session)
+    if micro_batch is not None:
+        session.progress.micro_batch = micro_batch
+    return session
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Start Accelerate for the run's device and precision; under torchrun it joins the process group."""
+    cpu = config.hardware.device == "cpu" or not torch.cuda.is_available()
+    placement = place(config)
+    mixed = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[placement.compute]
+    return Accelerator(cpu=cpu, mixed_precision=mixed)
+
+
+def build_model(config: Config, placement: Placement, folder: Path) -> PreTrainedModel:
+    """Load the base and make it trainable by the method.
+
+    A start that was computed from the weights (PiSSA's singular vectors) is kept in the run folder and used again,
+    because another machine would compute slightly other ones.
+    """
+    method = METHODS[config.method.name]
+    quantization = method.quantization(placement.compute) if method.quantization else None
+    with spinner(f"loading {config.model.name}"):
+        base = load_model(
+            config.model,
+            dtype=placement.weights,
+            device=placement.device,
+            quantization=quantization,
+            seed=config.seed,
+        )
+        torch.manual_seed(config.seed)  # adapters start alike, however the base was made
+        model = method.attach(base, config.method)
+        if method.start is not None:
+            method.start(model, folder / "checkpoints" / "start.safetensors")
+    if config.hardware.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def resume(session: Session) -> None:
+    """Go on from the newest checkpoint that allows it; what was logged after it is set aside."""
+    found = [path for path in find_checkpoints(session.folder) if resumable(path)]
+    if found:
+        load_trainable(session.model, found[-1])
+        scaler = session.accelerator.scaler
+        state = load_training_state(found[-1], session.optimizer, session.device, scaler)
+        session.progress = Progress(**state)
+        log.info("resuming after step %d of %d (%s)", session.progress.step, len(session.steps), found[-1].name)
+    if session.metrics is not None:
+        session.metrics.truncate_to(session.progress.metrics_offset)

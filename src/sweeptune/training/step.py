@@ -1,0 +1,119 @@
+"""One optimiser step: its gradient is the sum over the step's loss tokens divided by their number, however the rows
+are dealt to micro-batches and ranks."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.distributed as dist
+
+from sweeptune.data import Row, Step, collate, micro_batches
+from sweeptune.training.checkpoint import random_state, restore_random_state
+from sweeptune.training.loss import token_nll
+from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, is_out_of_memory, release_memory
+from sweeptune.training.optimizer import learning_rate
+from sweeptune.training.session import Session
+
+log = logging.getLogger("sweeptune")
+
+
+def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Make one step; out of memory halves the micro-batch and repeats it where ``hardware.on_oom`` says so.
+
+    Returns:
+        The sum of the negative log-likelihood over the step's loss tokens and the gradient's norm before clipping,
+        both still on the device; and whether the fp16 scaler skipped the update.
+
+    Raises:
+        OptimizerOutOfMemory: The weights may be half updated.
+        torch.OutOfMemoryError: There is nothing left to halve, or ``on_oom`` is ``stop``.
+    """
+    rows = [session.splits.train[i] for i in step.rows]
+    while True:
+        generators = random_state(session.device)
+        failure = None
+        try:
+            loss = accumulate(session, rows, step.loss_tokens)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error).splitlines()[0]
+        if not any_rank(failure is not None, session.device):
+            break
+        session.optimizer.zero_grad(set_to_none=True)
+        release_memory(session.device)
+        halve_micro_batch(session, failure or "another rank ran out of memory")
+        restore_random_state(generators, session.device)
+    sum_over_ranks(session.model, loss)
+    norm, skipped = update(session)
+    return loss, norm, skipped
+
+
+def accumulate(session: Session, rows: list[Row], loss_tokens: int) -> torch.Tensor:
+    """Add the gradients of this rank's share of a step; return its summed negative log-likelihood."""
+    process = session.accelerator.process_index, session.accelerator.num_processes
+    total = torch.zeros((), device=session.device)
+    for part in micro_batches(rows, session.progress.micro_batch, *process):
+        batch = collate(part, session.pad_id, session.device)
+        with session.autocast():
+            nll = token_nll(session.model, batch).sum()
+        session.accelerator.backward(nll / loss_tokens)
+        total += nll.detach()
+    return total
+
+
+def halve_micro_batch(session: Session, reason: str) -> None:
+    """Plan smaller micro-batches after running out of memory.
+
+    Raises:
+        torch.OutOfMemoryError: The micro-batch is one row already, or ``hardware.on_oom`` is ``stop``.
+    """
+    size = session.progress.micro_batch
+    if session.config.hardware.on_oom == "stop":
+        raise torch.OutOfMemoryError(f"{reason} (hardware.on_oom=stop; micro_batch {size})")
+    if size == 1:
+        raise torch.OutOfMemoryError(
+            f"{reason}: one row does not fit. Try hardware.gradient_checkpointing=true, a smaller data.max_length, "
+            "optim=paged_adamw_8bit or method=qlora"
+        )
+    session.progress.micro_batch = size // 2
+    session.progress.replans.append({"step": session.progress.step, "micro_batch": size // 2, "reason": reason})
+    log.warning("out of memory: micro-batch %d -> %d, repeating the step (%s)", size, size // 2, reason)
+
+
+def sum_over_ranks(model: torch.nn.Module, loss: torch.Tensor) -> None:
+    """Add gradients and loss over all ranks; a rank without rows in this step adds nothing."""
+    if not dist.is_initialized():
+        return
+    work = [dist.all_reduce(loss, async_op=True)]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            work.append(dist.all_reduce(parameter.grad, async_op=True))
+    for handle in work:
+        handle.wait()
+
+
+def update(session: Session) -> tuple[torch.Tensor, bool]:
+    """Clip, set the learning rate, change the weights, drop the gradients."""
+    optim, optimizer = session.config.optim, session.optimizer
+    lr = learning_rate(optim, session.progress.step, len(session.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    failure = None
+    try:
+        if session.accelerator.scaler is not None:
+            session.accelerator.unscale_gradients(optimizer)
+        trainable = [p for p in session.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, optim.max_grad_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = str(error).splitlines()[0]
+    if any_rank(failure is not None, session.device):
+        raise OptimizerOutOfMemory(failure or "another rank ran out of memory in the optimiser")
+    return norm, bool(optimizer.step_was_skipped)

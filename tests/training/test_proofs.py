@@ -1,0 +1,85 @@
+"""The proof of gradients passes where gradients are right, fails where they are wrong, and leaves no trace."""
+
+from __future__ import annotations
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from sweeptune.data import collate
+from sweeptune.methods import quantized
+from sweeptune.training import run
+from sweeptune.training.loop import evaluate_split, prove
+from sweeptune.training.proofs import ProofFailed, proof_row
+from sweeptune.training.session import open_session
+
+METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_proves_its_gradients_and_restores_everything(settings, tmp_path, method, precision):
+    session = open_session(settings(f"method={method}", f"hardware.precision={precision}"), tmp_path)
+    before = {n: p.detach().clone() for n, p in session.model.named_parameters()}
+    generator = torch.get_rng_state()
+    session.model.eval()
+    prove(session)
+    found = session.progress.gradient_proofs[-1]
+    assert abs(found["measured"]) > 1e-3, "the step must change the loss to prove anything"
+    assert found["relative_error"] <= (0.05 if precision == "fp32" else 0.20)
+    assert not session.model.training and torch.equal(torch.get_rng_state(), generator)
+    for name, parameter in session.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad is None
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0, 1.3])
+def test_a_wrongly_scaled_gradient_is_stopped(settings, tmp_path, factor):
+    session = open_session(settings("method=lora"), tmp_path)
+    for parameter in session.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda grad: grad * factor)
+    with pytest.raises(ProofFailed, match=r"gradients are wrong|gradient predicts"):
+        prove(session)
+
+
+def test_a_gradient_that_misses_one_half_of_the_adapters_is_stopped(settings, tmp_path):
+    session = open_session(settings("method=lora"), tmp_path)
+    for name, parameter in session.model.named_parameters():
+        if "lora_A" in name:
+            parameter.register_hook(torch.zeros_like)
+    with pytest.raises(ProofFailed):
+        prove(session)
+
+
+def test_dropout_does_not_disturb_the_proof(settings, tmp_path):
+    session = open_session(settings("method=lora", "method.dropout=0.5"), tmp_path)
+    prove(session)
+    rates = {module.p for module in session.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.5}
+
+
+@pytest.mark.skipif(not bnb.nn.Linear4bit(64, 64).support_avx512bf16_for_cpu, reason="this CPU has no AVX512-BF16")
+def test_the_cpu_trap_of_4_bit_layers_is_avoided_and_would_be_seen(settings, tmp_path, monkeypatch):
+    """The real path: an evaluation repacks the 4-bit weights for inference, and training gradients are wrong after."""
+    config = settings("method=qlora", "train.eval_every=2", "train.max_steps=4")
+    assert run(config, tmp_path / "avoided")["status"] == "completed"
+
+    monkeypatch.setattr(quantized, "keep_trainable_on_cpu", lambda model: None)
+    session = open_session(config, tmp_path / "walked")
+    prove(session)  # nothing is wrong yet
+    evaluate_split(session, "into the trap")
+    with pytest.raises(ProofFailed):
+        prove(session)
+    record = run(config, tmp_path / "run")
+    assert record["status"] == "invalid_run" and "gradient" in record["reason"]
+
+
+def test_proof_row_keeps_loss_tokens_of_a_long_prompt(settings, tmp_path):
+    from sweeptune.data import Row
+
+    row = Row("x", list(range(500)), [False] * 400 + [True] * 100, 10)
+    cut = proof_row(row)
+    assert cut.length == 64 and cut.loss_tokens == 32 and cut.input_ids[0] == 368
+    batch = collate([cut], 0, torch.device("cpu"))
+    assert batch.loss_tokens == 32
