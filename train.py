@@ -8,6 +8,7 @@
 import sys
 
 from sweeptune.launch.entry import main
+from sweeptune.report import show
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(show=show))

@@ -66,6 +66,7 @@ def test_the_cpu_trap_of_4_bit_layers_is_avoided_and_would_be_seen(settings, tmp
     assert run(config, tmp_path / "avoided")["status"] == "completed"
 
     monkeypatch.setattr(quantized, "keep_trainable_on_cpu", lambda model: None)
+    (tmp_path / "walked").mkdir()
     session = open_session(config, tmp_path / "walked")
     prove(session)  # nothing is wrong yet
     evaluate_split(session, "into the trap")
@@ -80,6 +81,6 @@ def test_proof_row_keeps_loss_tokens_of_a_long_prompt(settings, tmp_path):
 
     row = Row("x", list(range(500)), [False] * 400 + [True] * 100, 10)
     cut = proof_row(row)
-    assert cut.length == 64 and cut.loss_tokens == 32 and cut.input_ids[0] == 368
+    assert cut.length == 128 and cut.loss_tokens == 96 and cut.input_ids[0] == 368
     batch = collate([cut], 0, torch.device("cpu"))
     assert batch.loss_tokens == 32

@@ -49,5 +49,6 @@ class IsolatedLauncher(Launcher):  # type: ignore[misc]
                     label=" ".join(overrides),
                 )
             )
-        entry.RECORDS.extend(run_grid(jobs))
+        entry.OUTCOME.study = Path(self.config.hydra.sweep.dir)
+        entry.OUTCOME.records += run_grid(jobs)
         return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]

@@ -30,9 +30,10 @@ def detect(row: Any) -> str:
             return "alpaca"
         if "question" in row:
             return "qa"
-    keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
     known = "; ".join(SHAPES.values())
-    raise BadRow(f"has none of the known shapes (keys: {keys}). Known are {known}")
+    if not isinstance(row, dict):
+        raise BadRow(f"is a {type(row).__name__}, not an object. Known are {known}")
+    raise BadRow(f"has none of the known shapes (keys: {_keys(row)}). Known are {known}")
 
 
 def to_conversation(row: Any, form: str) -> Conversation:
@@ -51,19 +52,28 @@ def to_conversation(row: Any, form: str) -> Conversation:
         return conversation(_turns(row))
     if form == "alpaca":
         prompt = _text(row, "instruction")
-        extra = _text(row, "input") if row.get("input") else ""
-        return conversation([("user", f"{prompt}\n\n{extra}" if extra else prompt), ("assistant", _text(row, "output"))])
+        extra = _text(row, "input") if row.get("input") not in (None, "") else ""
+        question = f"{prompt}\n\n{extra}" if extra else prompt
+        return conversation([("user", question), ("assistant", _text(row, "output"))])
     return conversation([("user", _text(row, "question")), ("assistant", _text(row, "answer"))])
 
 
 def _text(row: dict[str, Any], key: str) -> str:
     if key not in row:
-        raise BadRow(f"has no {key} (keys: {', '.join(row)})")
+        raise BadRow(f"has no {key} (keys: {_keys(row)})")
     if not isinstance(row[key], str):
         raise BadRow(f"{key} is a {type(row[key]).__name__}, not a text")
     if not row[key].strip():
         raise BadRow(f"{key} is empty")
+    if any("\ud800" <= char <= "\udfff" for char in row[key]):
+        raise BadRow(f"{key} holds half a surrogate pair (such as \\ud83d), which is no character")
     return str(row[key])
+
+
+def _keys(row: dict[str, Any]) -> str:
+    """The keys, shortened: they come from the file and may be anything."""
+    shown = [ascii(key)[1:-1][:40] for key in list(row)[:8]]
+    return ", ".join([*shown, *(["..."] if len(row) > 8 else [])]) or "none"
 
 
 def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,11 +85,13 @@ def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
         if not isinstance(turn, dict) or "role" not in turn:
             raise BadRow(f"turn {number} has no role")
         if turn["role"] not in ROLES:
-            raise BadRow(f"turn {number} has the role {turn['role']!r}; allowed: {', '.join(ROLES)}")
+            raise BadRow(f"turn {number} has the role {ascii(turn['role'])[:40]}; allowed: {', '.join(ROLES)}")
         try:
             found.append((turn["role"], _text(turn, "content")))
         except BadRow as error:
             raise BadRow(f"turn {number}: {error}") from None
     if not any(role == "assistant" for role, _ in found):
         raise BadRow("nobody answers: there is no assistant turn to learn from")
+    if next(role for role, _ in found if role != "system") == "assistant":
+        raise BadRow("the assistant speaks first, so there is nothing that it answers")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,22 +23,23 @@ def load_jsonl(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
         The conversations, exact duplicates once, and what was found: format, rows, bad rows, duplicates.
 
     Raises:
-        ConfigError: Rows are malformed (unless ``data.on_bad_row=skip``): the first five with line and reason.
+        ConfigError: The file cannot be read, or rows are malformed (unless ``data.on_bad_row=skip``): the first five
+            with line and reason.
     """
     path = Path(data.path or "").expanduser()
-    form = data.format
+    form: str = data.format
     found: dict[str, Conversation] = {}
     bad: list[str] = []
     rows = 0
-    for line, text in _rows(path):
+    for place, value in _rows(path):
         rows += 1
         try:
-            row = _decode(text) if isinstance(text, str) else text
+            row = _decode(value) if isinstance(value, bytes) else value
             form = detect(row) if form == "auto" else form
             item = to_conversation(row, form)
             found.setdefault(item.id, item)
         except BadRow as error:
-            bad.append(f"{path}:{line}: {error}")
+            bad.append(f"{place}: {error}")
     if bad and data.on_bad_row == "error":
         more = [f"{path}: {len(bad) - SHOWN} more rows are malformed"] if len(bad) > SHOWN else []
         raise ConfigError([*bad[:SHOWN], *more, "data.on_bad_row=skip leaves such rows out and counts them"])
@@ -47,26 +49,34 @@ def load_jsonl(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
     return list(found.values()), stats
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and text of every line that is not blank; the elements, where the file is one JSON array."""
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and content of every row: lines that are not blank, as bytes, or the elements of one JSON array."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            if path.suffix == ".json" and file.read(1) == "[":
-                file.seek(0)
-                yield from enumerate(json.load(file), 1)
-                return
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise ConfigError(
+            f"data.path={path}: cannot be read ({error.strerror}); relative paths start at {Path.cwd()}"
+        ) from error
+    if path.suffix == ".json" and content.lstrip().startswith(b"["):
+        try:
+            elements = _decode(content)
+        except BadRow as error:
+            raise ConfigError(f"data.path={path}: {error}") from error
+        yield from ((f"{path}, element {number}", element) for number, element in enumerate(elements, 1))
+        return
+    # Only \n ends a line: text that is split as text would also break at U+2028, which JSON allows inside a string.
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def _decode(content: bytes) -> Any:
+    try:
+        return json.loads(content.decode())
     except UnicodeDecodeError as error:
-        raise ConfigError(f"data.path={path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise BadRow(f"is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from error
-
-
-def _decode(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"is not JSON: {error.msg} (column {error.colno})") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadRow(f"is not JSON: {error.msg} ({line}column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise BadRow(f"is JSON that Python cannot hold: {error}") from None

@@ -64,7 +64,10 @@ def plan_steps(rows: Sequence[Row], train: TrainConfig, seed: int) -> list[Step]
         if train.max_steps is not None and len(steps) == train.max_steps:
             break
     if not steps:
-        raise ConfigError(f"train.max_tokens={train.max_tokens}: not even the first step fits; allow more tokens")
+        raise ConfigError(
+            f"train.max_tokens={train.max_tokens}: not even the first step fits, it takes {tokens} tokens; "
+            f"set train.max_tokens={tokens} or train.tokens_per_step={train.max_tokens}"
+        )
     return steps
 
 
@@ -84,8 +87,8 @@ def _gather(lengths: Sequence[int], train: TrainConfig, seed: int) -> Iterator[t
 
 
 def _order(count: int, epochs: float | None, seed: int) -> Iterator[int]:
-    """Row numbers, one permutation after another; endless without a number of epochs."""
-    left = round(count * epochs) if epochs is not None else None
+    """Row numbers, one permutation after another; endless without a number of epochs, and never none at all."""
+    left = max(1, round(count * epochs)) if epochs is not None else None
     epoch = 0
     while left is None or left > 0:
         permutation = list(range(count))
@@ -97,17 +100,26 @@ def _order(count: int, epochs: float | None, seed: int) -> Iterator[int]:
 
 
 def micro_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Deal a step's rows to micro-batches and those to ranks.
+    """Deal a step's rows to the ranks, and those of this rank to micro-batches.
 
     Longest first: rows of like length waste little padding, and a micro-batch that does not fit is met at once.
+
+    Args:
+        rows: The rows of a step.
+        size: Rows of a micro-batch.
+        rank: This rank.
+        world: Number of ranks.
     """
-    ordered = sorted(rows, key=lambda row: (-row.length, row.id))
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)][rank::world]
+    return _chunks(sorted(rows, key=lambda row: (-row.length, row.id))[rank::world], size)
 
 
 def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Deal held-out rows to batches and those to ranks; the data alone decides which rows share a batch."""
-    return micro_batches(rows, size, rank, world)
+    """Deal held-out rows to batches, and those to the ranks: which rows share a batch depends on the data alone."""
+    return _chunks(sorted(rows, key=lambda row: (-row.length, row.id)), size)[rank::world]
+
+
+def _chunks(rows: list[Row], size: int) -> list[list[Row]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]
 
 
 def hash_rows(rows: Sequence[Row]) -> str:

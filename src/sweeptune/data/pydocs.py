@@ -9,18 +9,25 @@ from __future__ import annotations
 import ast
 import inspect
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation, conversation
 
-LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "idle_test", "pydoc_data"}
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}  # installed beside it, and tests
+LEFT_OUT |= {"idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data"}  # programs and data, not a library
 MIN_WORDS = 12  # shorter docstrings mostly repeat the name
 KINDS = {ast.FunctionDef: "function", ast.AsyncFunctionDef: "function", ast.ClassDef: "class"}
 
 
 def load_pydocs() -> list[Conversation]:
-    """Read all rows, in the order of modules and of definitions; a docstring that stands twice counts once."""
+    """Read all rows, in the order of modules and of definitions; a docstring that stands twice counts once.
+
+    Raises:
+        ConfigError: This Python comes without its sources.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     rows: dict[str, Conversation] = {}
     for path in sorted(root.rglob("*.py")):
@@ -28,7 +35,9 @@ def load_pydocs() -> list[Conversation]:
         if LEFT_OUT & set(parts) or any(part.startswith("_") for part in parts if part != "__init__"):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # old escapes in old sources are nobody's concern here
+                tree = ast.parse(path.read_bytes())
         except (SyntaxError, OSError, ValueError):
             continue  # templates and deliberately broken files are no modules
         module = ".".join(part for part in parts if part != "__init__")
@@ -36,6 +45,11 @@ def load_pydocs() -> list[Conversation]:
             if len(doc.split()) >= MIN_WORDS:
                 question = f"What does the {kind} `{name}` do in Python?"
                 rows.setdefault(doc, conversation([("user", question), ("assistant", doc)], split_key=module))
+    if not rows:
+        raise ConfigError(
+            f"data=pydocs: there are no sources in {root}, so this Python has no docstrings to read; "
+            "use a file of your own: data=jsonl data.path=<file>.jsonl"
+        )
     return list(rows.values())
 
 

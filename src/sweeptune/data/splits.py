@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,9 +63,10 @@ def load_splits(
     Raises:
         ConfigError: The data or the template cannot be used; it says what to change.
     """
+    stats: dict[str, Any]
     if data.name == "pydocs":
-        rows, stats = load_pydocs(), {"format": "qa"}
-        stats["rows"] = len(rows)
+        rows = load_pydocs()
+        stats = {"format": "qa", "rows": len(rows), "bad_rows": 0, "duplicates": 0}
     else:
         rows, stats = load_jsonl(data)
     parts = split(rows, data)
@@ -97,17 +100,33 @@ def split(rows: Sequence[Conversation], data: DataConfig) -> dict[str, list[Conv
         place = position(row.split_key)
         held_out = "eval" if place < data.eval_fraction else "test"
         parts[held_out if place < data.eval_fraction + data.test_fraction else "train"].append(row)
-    for name in ("eval", "test"):
-        if not parts[name]:
-            value = getattr(data, f"{name}_fraction")
-            more = min(0.4, max(4 * value, 4 / len(rows)))
-            raise ConfigError(
-                f"data.{name}_fraction={value}: none of the {len(rows)} rows falls into {name}; "
-                f"hold out more, such as data.{name}_fraction={more:.2g}, or bring more rows"
-            )
-    if not parts["train"]:
-        raise ConfigError(f"none of the {len(rows)} rows is left to train on; lower data.eval_fraction")
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise ConfigError(_empty(rows, data, empty))
     return parts
+
+
+def _empty(rows: Sequence[Conversation], data: DataConfig, empty: list[str]) -> str:
+    seen = (
+        f"data.eval_fraction={data.eval_fraction} data.test_fraction={data.test_fraction}: of {len(rows)} different "
+        f"rows, none falls into {' and '.join(empty)}"
+    )
+    fix = _fractions(sorted({position(row.split_key) for row in rows}), data)
+    if fix is None:
+        return f"{seen}; training, eval and test each need rows, so bring more"
+    return f"{seen}; set data.eval_fraction={fix[0]} data.test_fraction={fix[1]}, or bring more rows"
+
+
+def _fractions(places: Sequence[float], data: DataConfig) -> tuple[float, float] | None:
+    """The fractions in whole percents, nearest to those asked for, that leave nothing empty; None if there are none."""
+    below = [bisect_left(places, percent / 100) for percent in range(100)]
+    fits = [
+        (math.dist((held, kept), (100 * data.eval_fraction, 100 * data.test_fraction)), held / 100, kept / 100)
+        for held in range(1, 99)
+        for kept in range(1, 100 - held)
+        if 0 < below[held] < below[held + kept] < len(places)
+    ]
+    return min(fits)[1:] if fits else None
 
 
 def first_by_hash(rows: Sequence[Conversation], count: int | None) -> list[Conversation]:
@@ -117,6 +136,10 @@ def first_by_hash(rows: Sequence[Conversation], count: int | None) -> list[Conve
 
 def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int]]:
     """Make training rows fit ``data.max_length`` as ``data.on_long_row`` says, and count what that costs.
+
+    Returns:
+        The rows that are left, and the counts ``truncated_rows``, ``dropped_rows`` (a row whose answers are all cut
+        away is one, too) and ``tokens_cut``, those of dropped rows included.
 
     Raises:
         ConfigError: ``on_long_row`` is ``error`` and rows are too long, or nothing is left.
@@ -158,7 +181,7 @@ def _tell(data: DataConfig, stats: dict[str, Any]) -> None:
         stats["eval"]["rows"],
         stats["test"]["rows"],
     )
-    if stats.get("bad_rows"):
+    if stats["bad_rows"]:
         log.warning("%d malformed rows left out (data.on_bad_row=skip)", stats["bad_rows"])
     if stats["truncated_rows"] or stats["dropped_rows"]:
         log.info(

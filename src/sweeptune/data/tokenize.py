@@ -1,20 +1,19 @@
 """From a conversation to token ids and the mask of what is learned.
 
-The model's own chat template renders it, segment by segment, so that no token crosses the mask's edge. Loss is on what
-the assistant says and on the token that ends its turn; what the template puts after that token is never learned.
+The text is the template's (`sweeptune.data.template`); each stretch of it is tokenized by itself, so that no token
+crosses the mask's edge, and nothing is added that the template did not write: there is never a second begin-of-text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation
+from sweeptune.data.template import Rendered, render, special_pattern
 
 BATCH = 512
 
@@ -27,7 +26,7 @@ class Row:
         id: The conversation's hash.
         input_ids: Token ids.
         loss_mask: Whether token i is predicted with loss; the first never is.
-        loss_bytes: UTF-8 bytes of the text that bears loss; special tokens count none.
+        loss_bytes: UTF-8 bytes of the text that bears loss, before the row was cut; special tokens count none.
     """
 
     id: str
@@ -46,94 +45,88 @@ class Row:
         return sum(self.loss_mask)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of rendered text; ``answer`` marks the assistant's content with what follows it in its turn."""
-
-    text: str
-    answer: bool
-
-
 def tokenize(conversations: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterable[Row]:
-    """Tokenize conversations, in order.
+    """Tokenize conversations, in order. Turns after the last answer are left out: no loss depends on them.
 
     Args:
         conversations: What to tokenize.
         tokenizer: With a chat template.
 
     Raises:
-        ConfigError: The template is missing, fails, or does not end the assistant's turn with a special token.
+        ConfigError: The template is missing, fails, does not tell where an answer begins, or does not end it with a
+            special token.
+
+    Example:
+        >>> [row] = tokenize([conversation([("user", "1+1?"), ("assistant", "2")])], tiny_tokenizer())
+        >>> row.length, row.loss_tokens, row.loss_bytes   # the loss is on "2" and <|im_end|>
+        (30, 2, 1)
     """
     if not tokenizer.chat_template:
         raise ConfigError(
             "template=auto: this model's tokenizer has no chat template; fine-tune an instruct model, or one whose "
             "folder holds a chat_template.jinja"
         )
-    batch: list[Conversation] = []
+    special = special_pattern(tokenizer)
+    batch: list[tuple[Conversation, Rendered]] = []
     for item in conversations:
-        batch.append(item)
+        batch.append((item, render(item, tokenizer, special)))
         if len(batch) == BATCH:
             yield from _tokenize_batch(batch, tokenizer)
             batch = []
-    if batch:
-        yield from _tokenize_batch(batch, tokenizer)
+    yield from _tokenize_batch(batch, tokenizer)
 
 
-def segments(item: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
-    """Render a conversation and cut it where the assistant begins and ends.
-
-    Raises:
-        ConfigError: The template does not render a conversation as an extension of its beginning.
-    """
-    messages = [{"role": message.role, "content": message.content} for message in item.messages]
-    found: list[Segment] = []
-    done = ""
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _render(messages[:k], tokenizer, add_generation_prompt=True)
-        whole = _render(messages[: k + 1], tokenizer, add_generation_prompt=False)
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise ConfigError(
-                f"template=auto: this model's chat template changes earlier text when turn {k + 1} is added, so the "
-                "assistant's tokens cannot be told apart; give the model a template that only appends"
-            )
-        found += [Segment(prompt[len(done) :], False), Segment(whole[len(prompt) :], True)]
-        done = whole
-    return found
-
-
-def _render(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ConfigError(f"template=auto: the model's chat template refuses the turns {roles}: {error}") from error
-
-
-def _tokenize_batch(batch: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterable[Row]:
-    cut = [segments(item, tokenizer) for item in batch]
-    encoded = iter(tokenizer([s.text for item in cut for s in item], add_special_tokens=False)["input_ids"])
-    special = set(tokenizer.all_special_ids)
-    for item, parts in zip(batch, cut, strict=True):
+def _tokenize_batch(
+    batch: Sequence[tuple[Conversation, Rendered]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Row]:
+    """Tokenize every piece of every conversation in one call, and put the rows together again."""
+    pieces: list[str] = []
+    openings: set[int] = set()
+    for _, rendered in batch:
+        openings.add(len(pieces))
+        pieces += [piece for segment in rendered.segments for piece in segment.pieces]
+    encoded = iter(_encode(pieces, openings, tokenizer))
+    for item, rendered in batch:
         ids: list[int] = []
         mask: list[bool] = []
-        for part in parts:
-            tokens = next(encoded)
+        for segment in rendered.segments:
+            tokens = [token for _ in segment.pieces for token in next(encoded)]
             ids += tokens
-            mask += [True] * _learned(tokens, special, part.text) if part.answer else []
-            mask += [False] * (len(ids) - len(mask))
+            mask += [segment.learned] * len(tokens)
         mask[0] = False
-        size = sum(len(m.content.encode()) for m in item.messages if m.role == "assistant")
-        yield Row(item.id, ids, mask, size)
+        yield Row(item.id, ids, mask, rendered.loss_bytes)
 
 
-def _learned(tokens: list[int], special: set[int], text: str) -> int:
-    """How many tokens of an answer are learned: all up to the last special one, which ends the turn."""
-    for count in range(len(tokens), 0, -1):
-        if tokens[count - 1] in special:
-            return count
-    raise ConfigError(
-        f"template=auto: the assistant's turn ends with no special token ({text[-20:]!r}), so the model would never "
-        "learn to stop; give the tokenizer a chat template that ends turns with its end-of-turn token"
-    )
+def _encode(pieces: list[str], openings: set[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each piece, as they are in the middle of a text.
+
+    Tokenizers in the manner of sentencepiece put a space before whatever they are given. There, pieces that do not
+    open a text (those not in ``openings``) are tokenized behind a guard character, whose tokens are taken away again.
+    """
+    if not pieces or not _adds_space(tokenizer):
+        return _ids(pieces, tokenizer)
+    guards = ["" if i in openings or not piece else _guard(piece) for i, piece in enumerate(pieces)]
+    taken = {guard: _ids([guard], tokenizer)[0] if guard else [] for guard in set(guards)}
+    encoded = _ids([guard + piece for guard, piece in zip(guards, pieces, strict=True)], tokenizer)
+    for guard, piece, ids in zip(guards, pieces, encoded, strict=True):
+        if ids[: len(taken[guard])] != taken[guard]:
+            raise ConfigError(
+                f"the model's tokenizer joins {guard!r} and {piece[:20]!r} to one token, so an answer cannot be "
+                "tokenized by itself; use the model's fast tokenizer (tokenizer.json)"
+            )
+    return [ids[len(taken[guard]) :] for guard, ids in zip(guards, encoded, strict=True)]
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    alone, behind = _ids(["a", "\na"], tokenizer)
+    return behind[-len(alone) :] != alone
+
+
+def _guard(piece: str) -> str:
+    """A character that is not joined with the piece: a newline could be joined with other white space."""
+    return "a" if piece[0].isspace() else "\n"
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return found

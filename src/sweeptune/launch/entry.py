@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,20 @@ from sweeptune.tracking.console import setup_logging
 log = logging.getLogger("sweeptune")
 
 MULTIRUN = {"-m", "--multirun"}
-RECORDS: list[dict[str, Any]] = []
-"""What the runs of this command left; Hydra hands nothing back to whoever calls it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@dataclass
+class Outcome:
+    """What this command left; Hydra hands nothing back to whoever calls it."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    study: Path | None = None
+
+
+OUTCOME = Outcome()
+
+
+def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None = None) -> int:
     """Run the command line; return its exit status.
 
     0: every run completed. 1: a run failed, its record says why. 2: a setting is wrong and nothing was started.
@@ -38,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: Overrides and Hydra's own flags; the process's by default.
+        show: Prints the comparison of a study's folder, after a sweep.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     multirun = bool(MULTIRUN & set(arguments))
     setup_logging(None)
-    RECORDS.clear()
+    OUTCOME.records, OUTCOME.study = [], None
     try:
         problems = check(overrides, multirun=multirun)
         if problems:
@@ -59,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(ConfigError(str(error)), file=sys.stderr)
         return 2
-    codes = [EXIT_CODES.get(record["status"], 1) for record in RECORDS]
+    if OUTCOME.study is not None and show is not None:
+        show(OUTCOME.study)
+    codes = [EXIT_CODES.get(record["status"], 1) for record in OUTCOME.records]
     return max(codes, default=0)
 
 
 def continue_run(folder: Path) -> None:
     """Go on with an interrupted run, with the settings that it began with."""
-    RECORDS.append(execute(load(folder / "config.yaml"), folder, ""))
+    OUTCOME.records.append(execute(load(folder / "config.yaml"), folder, ""))
 
 
 def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
@@ -84,8 +97,8 @@ def compose_and_run(arguments: list[str]) -> None:
     def task(composed: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         command = shlex.join(["python", "train.py", *arguments])
-        RECORDS.append(execute(to_config(composed), folder, command))
-        announce(RECORDS[-1], folder)
+        OUTCOME.records.append(execute(to_config(composed), folder, command))
+        announce(OUTCOME.records[-1], folder)
 
     before = sys.argv
     sys.argv = ["train.py", *arguments]

@@ -1,7 +1,8 @@
 """Methods: how a loaded model becomes a trainable one.
 
 A method is what is attached to a loaded base, and where it needs that, how the base is stored while it is loaded.
-To add one, write its functions in a file here, add a line to `METHODS` and to ``METHOD_SCHEMAS`` in the schema, and a YAML.
+To add one, write its functions in a file here, add a line to `METHODS` and to ``METHOD_SCHEMAS`` in the schema, and a
+YAML.
 """
 
 from __future__ import annotations

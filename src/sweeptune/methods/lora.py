@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import LoraConfig
@@ -29,9 +31,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def attach(model: PreTrainedModel, method: LoraConfig) -> peft.PeftModel:
     """Freeze ``model`` and add adapters to the modules that the settings name.
 
+    Args:
+        model: The base.
+        method: Rank, alpha, dropout, and which linear layers get adapters.
+
     Raises:
-        ConfigError: No module of the model has such a name.
+        ConfigError: The model has no linear layer of such a name.
+
+    Example:
+        >>> attach(model, config.method).print_trainable_parameters()
+        trainable params: 4,884,480 || all params: 139,399,488 || trainable%: 3.5039
     """
+    _check_targets(model, method.target_modules)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
@@ -40,18 +51,19 @@ def attach(model: PreTrainedModel, method: LoraConfig) -> peft.PeftModel:
         target_modules=method.target_modules,
         **VARIANTS[method.name],
     )
-    linears = sorted(
-        {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
-    )
-    if isinstance(method.target_modules, list):
-        unknown = [name for name in method.target_modules if name.rsplit(".", 1)[-1] not in linears]
-        if unknown:
-            raise ConfigError(
-                f"method.target_modules={method.target_modules}: this model has no {', '.join(unknown)}. "
-                f"Its linear layers are: {', '.join(linears)}"
-            )
-    elif method.target_modules != "all-linear":
-        raise ConfigError(
-            f"method.target_modules={method.target_modules}: use all-linear or a list out of [{', '.join(linears)}]"
-        )
     return peft.get_peft_model(model, config)
+
+
+def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    if targets == "all-linear":
+        return
+    # GPT-2 and its kin call a transposed linear layer Conv1D.
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linears}))
+    if isinstance(targets, str) or not targets:
+        raise ConfigError(f"method.target_modules={targets}: use all-linear or a list out of [{known}]")
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linears)]
+    if unknown:
+        raise ConfigError(
+            f"method.target_modules={targets}: this model has no {', '.join(unknown)}. Its linear layers are: {known}"
+        )

@@ -36,16 +36,22 @@ def start(model: PreTrainedModel, file: Path) -> None:
             save_file(saved, part)
             part.replace(file)
     for name, layer in layers.items():
-        base = layer.get_base_layer().weight
+        base = _weight(layer)
         a, b = (saved[f"{name}.{half}"].to(base.device) for half in ("A", "B"))
         layer.lora_A[ADAPTER].weight.data.copy_(a)
         layer.lora_B[ADAPTER].weight.data.copy_(b)
-        base.data.copy_(base.data.float() - layer.scaling[ADAPTER] * b @ a)
+        base.copy_(base.float() - layer.scaling[ADAPTER] * b @ a)
+
+
+def _weight(layer: LoraLayer) -> torch.Tensor:
+    """The base's weight, [out, in]: a view where it is stored transposed (GPT-2's Conv1D)."""
+    weight: torch.Tensor = layer.get_base_layer().weight.data
+    return weight.T if layer.fan_in_fan_out else weight
 
 
 def _principal(name: str, layer: LoraLayer) -> dict[str, torch.Tensor]:
     rank = layer.r[ADAPTER]
-    u, s, vh = torch.linalg.svd(layer.get_base_layer().weight.data.float(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(_weight(layer).float(), full_matrices=False)
     root = torch.sqrt(s[:rank] / layer.scaling[ADAPTER])
     halves = {f"{name}.A": root[:, None] * vh[:rank], f"{name}.B": u[:, :rank] * root}
     return {key: value.cpu().contiguous() for key, value in halves.items()}

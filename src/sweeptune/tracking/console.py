@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 T = TypeVar("T")
 PLAIN_EVERY_S = 10.0
 
 console = Console(stderr=True)
 log = logging.getLogger("sweeptune")
+OURS: list[logging.Handler] = []
+"""The handlers that the last `setup_logging` made; the next one replaces them."""
 _live: Progress | None = None
 
 
@@ -34,26 +37,42 @@ class ConsoleHandler(logging.Handler):
         console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+class Count(MofNCompleteColumn):
+    """``3/10``, and nothing where the total is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
 def setup_logging(log_file: Path | None, *, main: bool = True) -> None:
-    """Send the log to the terminal and, whole and with times, to a file.
+    """Send the log to the terminal and, whole and with times, to a file; a file also gets Python's warnings.
 
     Args:
         log_file: train.log of the run, or None.
         main: False on the ranks that stay silent.
+
+    Example:
+        >>> setup_logging(Path("train.log"))
+        >>> logging.getLogger("sweeptune").info("loading")
     """
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    if main:
-        shown = ConsoleHandler()
-        shown.setLevel(logging.INFO)
-        log.addHandler(shown)
+    warned = logging.getLogger("py.warnings")
+    handlers: list[logging.Handler] = []
+    # Without any handler Python prints warnings all the same.
+    handlers.append(ConsoleHandler(logging.INFO) if main else logging.NullHandler())
     if log_file is not None:
         kept = logging.FileHandler(log_file, encoding="utf-8")
         kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(kept)
+        handlers.append(kept)
+    for logger, wanted in ((log, handlers), (warned, handlers if log_file is not None else [])):
+        for old in [handler for handler in logger.handlers if handler in OURS]:
+            logger.removeHandler(old)
+            old.close()
+        for handler in wanted:
+            logger.addHandler(handler)
+    OURS[:] = handlers
+    logging.captureWarnings(log_file is not None)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice on a package that is not needed here
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -71,7 +90,7 @@ def bar(description: str, total: int, completed: int = 0) -> Iterator[Callable[.
     Yields:
         ``advance(n, note="loss 3.21")``.
     """
-    if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
+    if not _shown():
         yield lambda n=1, note="": None
     elif console.is_terminal:
         with _progress() as live:
@@ -81,11 +100,21 @@ def bar(description: str, total: int, completed: int = 0) -> Iterator[Callable[.
             finally:
                 live.remove_task(task)
     else:
-        yield _plain_bar(description, total, completed)
+        plain = PlainBar(description, total, completed)
+        try:
+            yield plain.advance
+        finally:
+            plain.say()
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar."""
+    """Iterate with a progress bar.
+
+    Args:
+        items: What to iterate over.
+        description: What is going on.
+        total: The number of items; needed where ``len(items)`` does not know it.
+    """
     count = total if total is not None else len(items)  # type: ignore[arg-type]
     with bar(description, count) as advance:
         for item in items:
@@ -96,12 +125,24 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 @contextmanager
 def spinner(description: str) -> Iterator[None]:
     """Show that something of unknown length is going on."""
-    if console.is_terminal and _live is None and log.handlers:
-        with console.status(description):
-            yield
+    if not _shown():
+        yield
+    elif console.is_terminal:
+        log.debug("%s", description)
+        with _progress() as live:
+            task = live.add_task(description, total=None, note="")
+            try:
+                yield
+            finally:
+                live.remove_task(task)
     else:
         log.info("%s", description)
         yield
+
+
+def _shown() -> bool:
+    """Whether this process talks to the terminal: the main rank of a program, not a library's user."""
+    return any(isinstance(handler, ConsoleHandler) for handler in log.handlers)
 
 
 @contextmanager
@@ -115,7 +156,7 @@ def _progress() -> Iterator[Progress]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        Count(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
@@ -127,14 +168,23 @@ def _progress() -> Iterator[Progress]:
             _live = None
 
 
-def _plain_bar(description: str, total: int, completed: int) -> Callable[..., None]:
-    done, spoken = completed, time.monotonic()
+class PlainBar:
+    """A bar without a terminal: a line at most every ten seconds, and one at the end."""
 
-    def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, spoken
-        done += n
-        if time.monotonic() - spoken >= PLAIN_EVERY_S:
-            spoken = time.monotonic()
-            print(f"{description}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+    def __init__(self, description: str, total: int, completed: int) -> None:
+        self.description, self.total, self.done = description, total, completed
+        self.note, self.spoken, self.said = "", time.monotonic(), -1
 
-    return advance
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count n more units."""
+        self.done += n
+        self.note = note or self.note
+        if time.monotonic() - self.spoken >= PLAIN_EVERY_S:
+            self.say()
+
+    def say(self) -> None:
+        """Print how far it is, unless that has been said."""
+        if self.said == self.done:
+            return
+        self.spoken, self.said = time.monotonic(), self.done
+        print(f"{self.description}: {self.done}/{self.total} {self.note}".rstrip(), file=sys.stderr, flush=True)

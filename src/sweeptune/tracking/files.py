@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
-NEEDLESS_BYTES = 64 * 2**20
+NEARLY_FULL_BYTES = 64 * 2**20
+"""Below this much free space a failed write without an error code is taken for a full disk."""
 
 
 class DiskFull(OSError):
@@ -39,28 +40,36 @@ def is_disk_full(error: BaseException, path: Path) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error.__context__, OSError):
         return is_disk_full(error.__context__, path)
-    nearly_full = shutil.disk_usage(_existing(path)).free < NEEDLESS_BYTES
+    nearly_full = shutil.disk_usage(_existing(path)).free < NEARLY_FULL_BYTES
     return nearly_full and ("write" in str(error) or "No space left" in str(error))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old content or the new one, never a part.
 
+    Args:
+        path: The file; its folder must exist.
+        text: The whole new content.
+
     Raises:
         DiskFull: The old content is still there.
+
+    Example:
+        >>> write_text(Path("notes.txt"), "whole or absent")
     """
-    handle, name = -1, ""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        if name:
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's own files are closed to everyone else
+            os.replace(name, path)
+        except BaseException:
             Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
         if is_disk_full(error, path):
             raise DiskFull(path) from error
         raise
@@ -72,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class JsonLines:
-    """A file of one JSON object a line, each on disk before `append` returns.
+    """A file of one JSON object a line; every line is handed to the system before `append` returns.
 
     Args:
         path: The file; made when the first line is written.
@@ -84,6 +93,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole = False
 
     @property
     def offset(self) -> int:
@@ -91,32 +101,56 @@ class JsonLines:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, value: dict[str, Any]) -> None:
-        """Add one line.
+        """Add one line; a torn line that a killed process left is set aside first.
+
+        Args:
+            value: A JSON object without NaN or infinity.
 
         Raises:
             DiskFull: The lines before it are whole.
+            ValueError: A number is not finite.
         """
+        line = json.dumps(value, allow_nan=False) + "\n"
+        if not self._whole:
+            self.truncate_to(self._end_of_last_line())
+            self._whole = True
         before = self.offset
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(value, allow_nan=False) + "\n")
+                file.write(line)
         except OSError as error:
+            if self.offset > before:
+                os.truncate(self.path, before)
             if is_disk_full(error, self.path):
-                if self.offset > before:
-                    os.truncate(self.path, before)
                 raise DiskFull(self.path) from error
             raise
 
     def truncate_to(self, offset: int) -> None:
-        """Set aside what stands behind an offset, a torn line included, in ``<name>.discarded``."""
+        """Set aside what stands behind an offset, a torn line included, in ``<name>.discarded``.
+
+        Args:
+            offset: Bytes to keep, as `offset` gave them; a file that is shorter stays as it is.
+
+        Raises:
+            DiskFull: Nothing has been cut off.
+        """
         if self.offset <= offset:
             return
         with self.path.open("rb") as file:
             file.seek(offset)
             rest = file.read()
-        with self.path.with_name(self.path.name + ".discarded").open("ab") as aside:
-            aside.write(rest if rest.endswith(b"\n") else rest + b"\n")
+        aside = self.path.with_name(self.path.name + ".discarded")
+        try:
+            with aside.open("ab") as file:
+                file.write(rest if rest.endswith(b"\n") else rest + b"\n")
+        except OSError as error:
+            if is_disk_full(error, aside):
+                raise DiskFull(aside) from error
+            raise
         os.truncate(self.path, offset)
+
+    def _end_of_last_line(self) -> int:
+        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
 
 
 def _existing(path: Path) -> Path:

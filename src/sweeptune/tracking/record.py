@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -12,10 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import sweeptune
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.tracking.files import write_json
 
+log = logging.getLogger("sweeptune")
+
+RECORD = "result.json"
 SCHEMA = 1
 STATUSES = (
     "completed",
@@ -29,6 +35,7 @@ STATUSES = (
     "invalid_config",
     "invalid_run",
 )
+OBJECTS = ("tasks", "phases", "quality", "cost", "packages")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core")
 PARTS: dict[str, tuple[str, ...]] = {
     "eval": ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte", "loss_tokens", "samples", "tasks"),
@@ -59,64 +66,145 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+TEXTS = ("status", "reason", "method", "model", "data", "command")
+
+
 def empty_record(config: Config) -> dict[str, Any]:
     """A record with every key and nothing measured yet.
 
     Args:
         config: The run's settings, which name method, model, data and seed.
+
+    Example:
+        >>> record = empty_record(config) | {"status": "oom", "reason": "the first step did not fit"}
     """
-    return {
-        "schema": SCHEMA,
-        "status": "crashed",
-        "reason": None,
-        "attempts": 1,
-        "method": config.method.name,
-        "model": config.model.name,
-        "data": config.data.name,
-        "seed": config.seed,
-        "test": None,
-        **{part: dict.fromkeys(keys) for part, keys in PARTS.items()},
-        "fingerprint": {"quality": {}, "cost": {}},
-        "command": "",
-    }
+    names = {"method": config.method.name, "model": config.model.name, "data": config.data.name}
+    return _complete({**names, "seed": config.seed})
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``folder / "result.json"`` atomically; numbers that JSON does not know become null."""
-    write_json(folder / "result.json", _finite(record))
+    """Write ``folder / "result.json"`` atomically; missing keys and numbers that JSON does not know become null.
+
+    Args:
+        folder: An existing run folder.
+        record: As `empty_record` made it, with what was measured.
+
+    Raises:
+        DiskFull: There is no room; an older record is still there.
+        ConfigError: The record contradicts the contract, such as an unknown status.
+    """
+    record = _complete(_finite(record))
+    validate_record(record)
+    write_json(folder / RECORD, record)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read a run folder's record.
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run's record.
+
+    Args:
+        path: The run folder, or its result.json.
 
     Raises:
         ConfigError: It is not there, or not a record.
     """
-    path = folder / "result.json"
+    path = path / RECORD if path.is_dir() or path.name != RECORD else path
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: has no result.json, so no run has ended there") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path.parent}: has no {RECORD}, so no run has ended there") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a record ({error})") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("status") not in STATUSES:
-        raise ConfigError(f"{path}: is not a record of this version (schema {SCHEMA})")
-    return record
+    try:
+        record = _complete(record) if isinstance(record, dict) and record.get("schema") == SCHEMA else record
+        validate_record(record)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: is not a record of this version ({'; '.join(error.problems)})") from error
+    return dict(record)
+
+
+def find_records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every record at and below a folder, in natural order (0, 1, 2, 10).
+
+    Args:
+        root: A run folder, a study, or any folder above them.
+
+    Returns:
+        Pairs of run folder and record. A result.json that cannot be read is logged and stands there as an
+        ``invalid_run`` with its reason, so that no run disappears from a comparison.
+    """
+    found = []
+    for path in sorted(root.rglob(RECORD), key=natural):
+        try:
+            found.append((path.parent, read_record(path)))
+        except ConfigError as error:
+            reason = "; ".join(error.problems)
+            log.warning("%s", reason)
+            found.append((path.parent, _complete({"status": "invalid_run", "reason": reason})))
+    return found
+
+
+def validate_record(record: Any) -> None:
+    """Check a record against the contract.
+
+    Raises:
+        ConfigError: Listing every key that is missing or of the wrong kind.
+    """
+    if not isinstance(record, dict):
+        raise ConfigError(f"a record is a JSON object, not {type(record).__name__}")
+    problems = (
+        [] if record.get("schema") == SCHEMA else [f"schema is {record.get('schema')!r}, this version reads {SCHEMA}"]
+    )
+    if record.get("status") not in STATUSES:
+        problems.append(f"status is {record.get('status')!r}, allowed: {', '.join(STATUSES)}")
+    for key in TEXTS:
+        if not isinstance(record.get(key), str | None):
+            problems.append(f"{key} must be text or null, not {record[key]!r}")
+    for part, keys in PARTS.items():
+        if not isinstance(record.get(part), dict):
+            problems.append(f"{part} must be an object with {', '.join(keys)}")
+        else:
+            own = record[part]
+            problems += [f"{part}.{key} is missing" for key in keys if key not in own]
+            objects = [key for key in keys if key in OBJECTS and key in own]
+            problems += [f"{part}.{key} must be an object" for key in objects if not isinstance(own[key], dict)]
+    problems += [f"{key} is missing" for key in ("attempts", "seed", "test", *TEXTS) if key not in record]
+    if problems:
+        raise ConfigError(problems)
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key under which 10 comes after 2."""
+    pieces = re.split(r"(\d+)", str(path))
+    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
+
+
+def _complete(record: dict[str, Any]) -> dict[str, Any]:
+    """Add the keys of the contract that a record lacks, as nulls and empty objects."""
+    head = {"schema": SCHEMA, "status": "crashed", "reason": None, "attempts": 1}
+    names: dict[str, Any] = {"method": None, "model": None, "data": None, "seed": None}
+    parts: dict[str, Any] = {}
+    for part, keys in PARTS.items():
+        blank: dict[str, Any] = {key: {} if key in OBJECTS else None for key in keys}
+        given = record.get(part)
+        known = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
+        parts[part] = blank | known if isinstance(given, dict | None) else given
+    return {**head, **names, "test": None, "command": "", **record, **parts}
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """What the run ran on: code version, packages, device."""
+    """What the run ran on: code version (null where the code is no git checkout), packages, device, driver."""
     import torch
 
-    packages = {"python": platform.python_version()}
+    packages: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
     cuda = torch.cuda.is_available()
-    git, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    ours = _git("ls-files", "--error-unmatch", str(Path(sweeptune.__file__))) is not None
+    git, status = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if ours else (None, None)
     return {
         "git": git,
         "dirty": None if status is None else bool(status),
@@ -135,7 +223,9 @@ def cpu_name() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        found = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         name = found[0] if found else name
     return f"{name} ({psutil.cpu_count() or 1} cores)"
 
@@ -144,7 +234,9 @@ def _git(*arguments: str) -> str | None:
     """What git says of this code's repository; None where there is none."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

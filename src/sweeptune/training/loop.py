@@ -228,7 +228,7 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        batch = collate([session.proof_row()], session.pad_id, session.device)
+        batch = collate(session.proof_rows(), session.pad_id, session.device)
         found = prove_gradients(
             session.model, batch, session.placement.compute, session.autocast, seed=session.progress.step
         )

@@ -48,11 +48,10 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         >>> record["status"], record["eval"]["loss"]
     """
     main = os.environ.get("RANK", "0") == "0"
-    attempts = prepare_folder(config, folder, main=main)
-    if (folder / "result.json").exists():
-        known = read_record(folder)
-        if known["status"] == "completed":
-            return known
+    known = read_record(folder) if (folder / "result.json").exists() else None
+    attempts = prepare_folder(config, folder, main=main, start=known is None or known["status"] != "completed")
+    if known is not None and known["status"] == "completed":
+        return known
     setup_logging(folder / "train.log" if main else None, main=main)
     record = empty_record(config) | {"command": command, "attempts": attempts}
     holder: list[Session] = []
@@ -126,8 +125,8 @@ def measured_so_far(session: Session) -> dict[str, Any]:
         return {"memory": session.meter.summary()}
 
 
-def prepare_folder(config: Config, folder: Path, *, main: bool) -> int:
-    """Make the run folder and its config.yaml, and note this start; return the number of starts so far.
+def prepare_folder(config: Config, folder: Path, *, main: bool, start: bool) -> int:
+    """Make the run folder and its config.yaml, and note this start if it is one; return the number of starts so far.
 
     Raises:
         ConfigError: The folder cannot be written, or belongs to other settings.
@@ -141,8 +140,9 @@ def prepare_folder(config: Config, folder: Path, *, main: bool) -> int:
             write_text(settings, dump(config))
         elif load(settings) != config:
             raise ConfigError(f"{folder}: this folder belongs to a run with other settings (its config.yaml differs)")
-        starts = JsonLines(folder / "attempts.jsonl")
-        starts.append({"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()})
+        if start:
+            this = {"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
+            JsonLines(folder / "attempts.jsonl").append(this)
     except DiskFull:
         raise
     except OSError as error:

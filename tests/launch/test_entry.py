@@ -1,0 +1,221 @@
+"""The command line as a user meets it: real processes, exit statuses, what is printed and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeptune.launch.entry import main, slug, study_overrides
+from sweeptune.tracking.record import read_record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def tiny(jsonl: Path) -> list[str]:
+    return [
+        "model=tiny",
+        "hardware=cpu",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.max_length=192",
+        "data.eval_fraction=0.15",
+        "data.test_fraction=0.1",
+        "train.tokens_per_step=512",
+        "train.max_steps=7",
+    ]
+
+
+REFUSED = [
+    (["method=lorra"], ["method=lorra", "Did you mean method=lora?"]),
+    (["method.rnak=4"], ["method.rnak=4", "Did you mean method.rank=4?"]),
+    (["+method.rank2=4"], ["+method.rank2=4", "method.rank=4"]),
+    (["+method.foo=1"], ["+method.foo=1"]),
+    (["+foo=1"], ["+foo=1"]),
+    (["optim.lr=fast"], ["optim.lr=fast", "number"]),
+    (["method=qlora", "method.rank=0"], ["method.rank=0", "1"]),
+    (["data=jsonl", "data.path=missing.jsonl"], ["data.path=missing.jsonl"]),
+    (["hardware=cpu", "hardware.precision=fp16"], ["hardware.precision=fp16", "CPU"]),
+    (["train.tokens_per_step=100"], ["train.tokens_per_step=100", "data.max_length"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=lambda value: " ".join(value))
+def test_a_wrong_override_is_refused_with_its_fix_and_status_2(overrides, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(overrides) == 2
+    shown = capsys.readouterr().err
+    assert "1 problem with" in shown and "Traceback" not in shown
+    for word in words:
+        assert word in shown
+    assert list(tmp_path.iterdir()) == [], "nothing was started"
+
+
+def test_several_wrong_overrides_are_all_listed(tmp_path):
+    done = train("method=lorra", "method.rnak=4", "optim.lr=fast", "data.path=missing.jsonl", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "4 problems" in done.stderr
+    for text in ("method=lorra", "method.rnak=4", "optim.lr=fast", "data.path=missing.jsonl"):
+        assert text in done.stderr
+
+
+def test_what_only_the_data_can_tell_is_refused_before_weights_are_loaded(tmp_path, tiny):
+    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
+    done = train(*tiny, "data.path=bad.jsonl", cwd=tmp_path)
+    assert done.returncode == 2 and "bad.jsonl:2" in done.stderr and "Traceback" not in done.stderr
+    assert "loading" not in done.stderr
+
+
+def test_cfg_job_prints_the_composed_settings(tmp_path):
+    done = train("--cfg", "job", "method=qlora", cwd=tmp_path)
+    assert done.returncode == 0 and "name: qlora" in done.stdout and "rank: 16" in done.stdout
+
+
+def test_help_explains_groups_and_combining(tmp_path):
+    done = train("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("qlora", "pydocs", "--multirun", "resume=", "hardware"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_one_run_leaves_its_folder_and_resume_keeps_a_finished_one(tmp_path, tiny):
+    done = train(*tiny, "method=lora", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "out")
+    assert record["status"] == "completed" and record["command"].startswith("python train.py model=tiny")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "train.log", "eval.jsonl", "checkpoints", "result.json"} <= names
+    again = train("resume=out", cwd=tmp_path)
+    assert again.returncode == 0 and read_record(tmp_path / "out") == record
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_arm_in_its_own_process_and_keeps_what_is_done(tmp_path, tiny):
+    sweep = ["--multirun", *tiny, "method=full,lora,qlora", "study.name=arms"]
+    done = train(*sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "multirun" / "arms"
+    records = [read_record(folder / str(n)) for n in range(3)]
+    assert [record["method"] for record in records] == ["full", "lora", "qlora"]
+    starts = [json.loads((folder / str(n) / "attempts.jsonl").read_text()) for n in range(3)]
+    assert len({start["pid"] for start in starts}) == 3, "one process per run"
+    quality = [record["fingerprint"]["quality"] for record in records]
+    assert quality[0] == quality[1] == quality[2], "same weights, tokens, order, template and splits"
+    for method in ("full", "lora", "qlora"):
+        assert method in done.stdout, "the comparison is printed at the end"
+    (folder / "1" / "result.json").unlink()
+    again = train(*sweep, cwd=tmp_path)
+    assert again.returncode == 0
+    assert [read_record(folder / str(n))["attempts"] for n in range(3)] == [1, 2, 1], "only the lost one ran again"
+    other = train(*sweep, "seed=1", cwd=tmp_path)
+    assert other.returncode == 2 and "study.name=" in other.stderr, "another study never overwrites this one"
+
+
+@pytest.mark.slow
+def test_a_failed_arm_does_not_stop_the_others_and_sets_the_status(tmp_path, tiny):
+    done = train("--multirun", *tiny, "method=full,lora", "optim.lr=1e30,1e-3", cwd=tmp_path)
+    folder = tmp_path / "multirun" / "method-lr"
+    statuses = [read_record(folder / str(n))["status"] for n in range(4)]
+    assert statuses == ["diverged", "completed", "diverged", "completed"]
+    assert done.returncode == 1 and "diverged" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_same_step_and_the_same_eval_loss(tmp_path, tiny):
+    from safetensors.torch import load_file
+    from torch.testing import assert_close
+
+    from sweeptune.training.checkpoint import find_checkpoints
+
+    common = [*tiny, "method=full", "train.max_steps=3", "hardware.micro_batch=2", "optim.lr=1e-3", "optim.eps=1e-3"]
+    for ranks in (1, 2):
+        done = train(*common, f"hardware.gpus_per_trial={ranks}", f"hydra.run.dir=ranks{ranks}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(find_checkpoints(tmp_path / f"ranks{n}")[-1] / "trainable.safetensors") for n in (1, 2))
+    for name in one:
+        assert_close(one[name], two[name], rtol=0, atol=1e-5)
+    records = [read_record(tmp_path / f"ranks{n}") for n in (1, 2)]
+    for key in ("initial_loss", "loss"):
+        assert records[0]["eval"][key] == pytest.approx(records[1]["eval"][key], abs=1e-4)
+    assert records[1]["fingerprint"]["cost"]["ranks"] == 2
+    assert records[0]["train"]["tokens"] == records[1]["train"]["tokens"]
+    assert records[0]["fingerprint"]["quality"] == records[1]["fingerprint"]["quality"]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def start_long_sweep(tmp_path: Path, tiny: list[str]) -> tuple[subprocess.Popen[str], int]:
+    """A sweep whose first run trains for long; with the worker's process id once it trains."""
+    arguments = ["--multirun", *tiny, "method=lora,full", "study.name=long", "train.max_steps=100000"]
+    parent = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "multirun" / "long" / "0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    start = json.loads((metrics.parent / "attempts.jsonl").read_text().splitlines()[0])
+    return parent, start["pid"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_worker_with_a_checkpoint_and_ends_the_sweep(tmp_path, tiny):
+    parent, worker = start_long_sweep(tmp_path, tiny)
+    parent.send_signal(signal.SIGINT)
+    _, shown = parent.communicate(timeout=60)
+    assert parent.returncode == 130, shown
+    record = read_record(tmp_path / "multirun" / "long" / "0")
+    assert record["status"] == "interrupted" and not alive(worker)
+    assert list((tmp_path / "multirun" / "long" / "0" / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "multirun" / "long" / "1" / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses PR_SET_PDEATHSIG")
+def test_no_worker_outlives_a_killed_parent(tmp_path, tiny):
+    parent, worker = start_long_sweep(tmp_path, tiny)
+    assert alive(worker) and os.getsid(worker) != os.getsid(parent.pid)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_leaves_a_record_from_its_launcher(tmp_path, tiny):
+    parent, worker = start_long_sweep(tmp_path, tiny)
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    result = tmp_path / "multirun" / "long" / "0" / "result.json"
+    while not result.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.communicate()
+    record = read_record(result.parent)
+    assert record["status"] == "crashed" and "SIGKILL" in record["reason"]
+
+
+def test_a_study_is_named_after_what_it_sweeps():
+    assert slug(["method=full,lora", "optim.lr=1e-4,1e-3", "seed=0"]) == "method-lr"
+    assert study_overrides(["method=full,lora"]) == ["study.name=method", "hardware.on_oom=stop"]
+    assert study_overrides(["experiment=demo", "hardware.on_oom=replan"]) == []
