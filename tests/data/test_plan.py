@@ -161,10 +161,16 @@ def test_batches_depend_on_the_rows_and_not_on_their_order(deal):
     assert deal(rows, 4) == deal(shuffled, 4)
 
 
-def test_two_ranks_share_what_one_has_alone():
-    rows = mixed(21)
-    alone = micro_batches(rows, 4)
-    assert [micro_batches(rows, 4, rank, 2) for rank in (0, 1)] == [alone[0::2], alone[1::2]]
+def test_a_step_is_dealt_row_by_row_so_that_ranks_have_like_lengths():
+    rows = mixed(22)
+    whole = [row for batch in micro_batches(rows, 4) for row in batch]
+    shares = [[row for batch in micro_batches(rows, 4, rank, 2) for row in batch] for rank in (0, 1)]
+    assert shares == [whole[0::2], whole[1::2]]
+
+
+def test_an_eval_batch_is_the_same_on_one_rank_and_on_many():
+    rows = mixed(22)
+    assert [eval_batches(rows, 4, rank, 2) for rank in (0, 1)] == [eval_batches(rows, 4)[r::2] for r in (0, 1)]
 
 
 @pytest.mark.parametrize(

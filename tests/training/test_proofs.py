@@ -83,4 +83,4 @@ def test_proof_row_keeps_loss_tokens_of_a_long_prompt(settings, tmp_path):
     cut = proof_row(row)
     assert cut.length == 128 and cut.loss_tokens == 96 and cut.input_ids[0] == 368
     batch = collate([cut], 0, torch.device("cpu"))
-    assert batch.loss_tokens == 32
+    assert batch.loss_tokens == 96

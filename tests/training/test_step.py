@@ -34,14 +34,21 @@ def test_gradient_is_the_mean_over_loss_tokens_for_every_micro_batch(settings, t
 
 
 def test_two_steps_of_micro_batches_1_2_4_move_the_weights_alike(settings, tmp_path):
+    from safetensors.torch import load_file
+
     from sweeptune.training import run
     from sweeptune.training.checkpoint import find_checkpoints
-    from safetensors.torch import load_file
 
     ends = []
     for size in (1, 2, 4):
         folder = tmp_path / str(size)
-        overrides = ("method=full", f"hardware.micro_batch={size}", "train.max_steps=2", "optim.lr=1e-3", "optim.eps=1e-3")
+        overrides = (
+            "method=full",
+            f"hardware.micro_batch={size}",
+            "train.max_steps=2",
+            "optim.lr=1e-3",
+            "optim.eps=1e-3",
+        )
         assert run(settings(*overrides), folder)["status"] == "completed"
         ends.append(load_file(find_checkpoints(folder)[-1] / "trainable.safetensors"))
     for other in ends[1:]:

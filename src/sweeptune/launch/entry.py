@@ -93,7 +93,7 @@ def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
 def compose_and_run(arguments: list[str]) -> None:
     """Let Hydra compose: it calls `task` for one run and the launcher plugin for a sweep."""
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")  # type: ignore[untyped-decorator]
     def task(composed: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         command = shlex.join(["python", "train.py", *arguments])

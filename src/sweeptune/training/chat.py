@@ -51,7 +51,11 @@ class Speakers:
 
 
 def answer(
-    speakers: Speakers, who: str, messages: list[dict[str, str]], max_new_tokens: int, streamer: TextStreamer | None = None
+    speakers: Speakers,
+    who: str,
+    messages: list[dict[str, str]],
+    max_new_tokens: int,
+    streamer: TextStreamer | None = None,
 ) -> str:
     """Continue a conversation greedily.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sweeptune.data import Row, Step, collate
+from sweeptune.data import Row, Step, collate, micro_batches
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.evaluate import evaluate, summarize, write_examples
@@ -194,7 +194,7 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
     progress = session.progress
     while True:
         failure = None
-        with session.meter.interlude("eval"):
+        with session.meter.interlude("eval", release=True):
             try:
                 examples = evaluate(
                     session.model,
@@ -228,8 +228,9 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        batch = collate(session.proof_rows(), session.pad_id, session.device)
+        parts = micro_batches(session.proof_rows(), session.progress.micro_batch)
+        batches = [collate(part, session.pad_id, session.device) for part in parts]
         found = prove_gradients(
-            session.model, batch, session.placement.compute, session.autocast, seed=session.progress.step
+            session.model, batches, session.placement.compute, session.autocast, seed=session.progress.step
         )
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})

@@ -30,7 +30,5 @@ def token_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=positions, use_cache=False
     ).logits
     kept = targets[:, positions]
-    nll = F.cross_entropy(
-        logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    nll = F.cross_entropy(logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view(kept.shape)

@@ -65,9 +65,9 @@ class MemoryMeter:
 
     @contextmanager
     def interlude(self, name: str, *, release: bool = False) -> Iterator[None]:
-        """A phase inside another one, which goes on afterwards; ``release`` then drops what the interlude cached."""
+        """A phase inside another one, which goes on afterwards; ``release`` keeps either's cache out of the other."""
         outer = self.current
-        self.enter(name)
+        self.enter(name, release=release)
         try:
             yield
         finally:

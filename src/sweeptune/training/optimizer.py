@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -21,13 +22,14 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.O
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    settings = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **settings)
     import bitsandbytes as bnb
 
     kind = bnb.optim.AdamW8bit if optim.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
-    return kind(groups, **settings)
+    paged_or_not: torch.optim.Optimizer = kind(groups, **settings)
+    return paged_or_not
 
 
 def learning_rate(optim: OptimConfig, step: int, total: int) -> float:

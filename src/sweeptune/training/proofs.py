@@ -7,7 +7,7 @@ the definition: along a small step v of all trainable tensors, L(w + v) - L(w - 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -20,9 +20,11 @@ TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
 # How many random directions are tried, and the loss changes aimed at, in nats per token, until one agrees: large
 # against rounding (bf16 adds about 0.01 nats of noise to any change), small against curvature (a model that has learned
 # nothing yet, or too fast, curves a lot). A wrong gradient is wrong at every length.
-PROOF_ROWS = {torch.float32: 1, torch.bfloat16: 4, torch.float16: 4}  # more loss tokens average the noise out
+PROOF_ROWS = {torch.float32: 1, torch.bfloat16: 16, torch.float16: 16}  # more loss tokens average the noise out
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
-CHANGES = {torch.float32: (0.02, 0.005, 0.001, 0.0002)} | dict.fromkeys((torch.bfloat16, torch.float16), (0.1, 0.05))
+CHANGES = {torch.float32: (0.02, 0.005, 0.001, 0.0002)} | dict.fromkeys(
+    (torch.bfloat16, torch.float16), (0.1, 0.05, 0.02)
+)
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
 ALIGNED = 3.0
@@ -44,7 +46,7 @@ def proof_row(row: Row) -> Row:
 
 def prove_gradients(
     model: torch.nn.Module,
-    batch: Batch,
+    batches: Sequence[Batch],
     compute: torch.dtype,
     autocast: Callable[[], AbstractContextManager[None]],
     seed: int = 0,
@@ -57,7 +59,7 @@ def prove_gradients(
 
     Args:
         model: The trainable model, in any mode; it is proven in training mode, without dropout.
-        batch: A short input with at least one loss token.
+        batches: A short input, in parts that fit; with at least one loss token.
         compute: The compute precision; it decides tolerance and step size.
         autocast: Opens the context that training computes its loss in.
         seed: Of the random step.
@@ -70,9 +72,17 @@ def prove_gradients(
     """
     tensors = [p for p in model.parameters() if p.requires_grad]
 
-    def loss() -> torch.Tensor:
-        with autocast():
-            return token_nll(model, batch).sum() / batch.loss_tokens
+    loss_tokens = sum(batch.loss_tokens for batch in batches)
+
+    def loss(*, backward: bool = False) -> float:
+        total = 0.0
+        for batch in batches:
+            with autocast(), torch.set_grad_enabled(backward):
+                part = token_nll(model, batch).sum() / loss_tokens
+            if backward:
+                torch.autograd.backward(part)
+            total += part.item()
+        return total
 
     with _deterministic_training(model, seed):
         drawn = [p for p in tensors if not p.detach().any()]
@@ -81,10 +91,13 @@ def prove_gradients(
             for p in drawn:
                 p.data.normal_(std=DRAWN_STD)
             start = [p.detach().to("cpu", copy=True) for p in tensors]
-            loss().backward()
+            for p in tensors:
+                p.data.copy_(p.to(compute))
+            origin = [p.detach().to("cpu", copy=True) for p in tensors]
+            loss(backward=True)
             for change in CHANGES[compute]:
                 pairs = [
-                    _measure(loss, tensors, start, change, seed * 101 + k) for k in range(DIRECTIONS[compute])
+                    _measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(DIRECTIONS[compute])
                 ]
                 error = _relative_error(pairs)
                 if error <= TOLERANCE[compute]:
@@ -111,19 +124,20 @@ def prove_gradients(
 
 
 def _measure(
-    loss: Callable[[], torch.Tensor],
+    loss: Callable[[], float],
     tensors: list[torch.nn.Parameter],
-    start: list[torch.Tensor],
+    origin: list[torch.Tensor],
     change: float,
     seed: int,
+    compute: torch.dtype,
 ) -> tuple[float, float]:
-    """Predicted and measured loss change between start - step and start + step; the tensors end at start."""
+    """Predicted and measured loss change between origin - step and origin + step; the tensors end at the origin."""
     with torch.no_grad():
-        predicted = _step(tensors, change, seed)
-        up = loss().item()
-        predicted += _mirror(tensors, start)
-        measured = up - loss().item()
-        _restore(tensors, start)
+        predicted = _step(tensors, change, seed, compute)
+        up = loss()
+        predicted += _mirror(tensors, origin, compute)
+        measured = up - loss()
+        _restore(tensors, origin)
     return predicted, measured
 
 
@@ -138,8 +152,12 @@ def _restore(tensors: list[torch.nn.Parameter], start: list[torch.Tensor]) -> No
         p.data.copy_(value)
 
 
-def _step(tensors: list[torch.nn.Parameter], change: float, seed: int) -> float:
-    """Move every tensor one step; return <gradient, step> of the step as it was rounded into the tensor."""
+def _step(tensors: list[torch.nn.Parameter], change: float, seed: int, compute: torch.dtype) -> float:
+    """Move every tensor one step; return <gradient, step>.
+
+    Autocast rounds fp32 weights to the compute precision, where a small step is mostly rounding. So every tensor is
+    moved to what that precision can hold, and the step that counts is the one that was really made.
+    """
     sizes = [p.float().square().mean().sqrt() for p in tensors]
     scaled = [s * p.grad.float() for s, p in zip(sizes, tensors, strict=True) if p.grad is not None]
     norm = torch.stack([g.norm() for g in scaled]).norm()
@@ -151,18 +169,18 @@ def _step(tensors: list[torch.nn.Parameter], change: float, seed: int) -> float:
         if p.grad is not None:
             step += ALIGNED * size * p.grad.float() / norm
         before = p.detach().clone()
-        p.add_(step * (length * size))
+        p.copy_((p + step * (length * size)).to(compute))
         predicted += _along_gradient(p, p.float() - before.float())
     return predicted
 
 
-def _mirror(tensors: list[torch.nn.Parameter], start: list[torch.Tensor]) -> float:
-    """Move every tensor from start + step to start - step; return <gradient, step> of this second half."""
+def _mirror(tensors: list[torch.nn.Parameter], origin: list[torch.Tensor], compute: torch.dtype) -> float:
+    """Move every tensor from origin + step to origin - step; return <gradient, step> of this second half."""
     predicted = 0.0
-    for p, value in zip(tensors, start, strict=True):
-        origin = value.to(p.device)
-        p.copy_(2 * origin.float() - p.float())
-        predicted += _along_gradient(p, origin.float() - p.float())
+    for p, value in zip(tensors, origin, strict=True):
+        center = value.to(p.device).float()
+        p.copy_((2 * center - p.float()).to(compute))
+        predicted += _along_gradient(p, center - p.float())
     return predicted
 
 

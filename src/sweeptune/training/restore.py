@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -87,9 +88,10 @@ def _plain(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Linear:
     if isinstance(layer, bnb.nn.Linear4bit):
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     else:
-        state = layer.weight if layer.weight.SCB is not None else layer.state
-        values = layer.weight.data if layer.weight.SCB is not None else layer.state.CB
-        weight = bnb.functional.int8_vectorwise_dequant(values, state.SCB)
+        stored: Any = layer  # before its first forward the weight holds the scales, afterwards the layer's state does
+        fresh = stored.weight.SCB is not None
+        values, scales = (stored.weight.data, stored.weight.SCB) if fresh else (stored.state.CB, stored.state.SCB)
+        weight = bnb.functional.int8_vectorwise_dequant(values, scales)
     plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     plain.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
     if layer.bias is not None:

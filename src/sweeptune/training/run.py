@@ -61,7 +61,9 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         record["status"] = "completed" if finished else "interrupted"
         record["reason"] = None if finished else "stopped by a signal"
         if not finished:
-            log.warning("interrupted after step %d; go on with: python train.py resume=%s", holder[0].progress.step, folder)
+            log.warning(
+                "interrupted after step %d; go on with: python train.py resume=%s", holder[0].progress.step, folder
+            )
     except Exception as error:
         record["status"], record["reason"] = classify(error), reason(error)
         log.error("%s: %s", record["status"], record["reason"])
@@ -175,7 +177,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the running step; the second one interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the running step; the second interrupts at once."""
     stop = Stop()
 
     def request(number: int, frame: Any) -> None:

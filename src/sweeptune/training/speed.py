@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import psutil
 import torch
@@ -81,7 +82,7 @@ class Stopwatch:
     def _mark(self) -> None:
         # Events are read at the end only: a step is never waited for.
         if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self.marks[-1].append(event)
         else:
@@ -121,7 +122,7 @@ class Stopwatch:
 
 def _gaps_ms(marks: list[torch.cuda.Event | float]) -> list[float]:
     gaps = []
-    for a, b in zip(marks[:-1], marks[1:], strict=True):
+    for a, b in pairwise(marks):
         if isinstance(a, float) and isinstance(b, float):
             gaps.append((b - a) * 1000)
         elif isinstance(a, torch.cuda.Event) and isinstance(b, torch.cuda.Event):
