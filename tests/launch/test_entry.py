@@ -47,7 +47,7 @@ REFUSED = [
     (["optim.lr=fast"], ["optim.lr=fast", "number"]),
     (["method=qlora", "method.rank=0"], ["method.rank=0", "1"]),
     (["data=jsonl", "data.path=missing.jsonl"], ["data.path=missing.jsonl"]),
-    (["hardware=cpu", "hardware.precision=fp16"], ["hardware.precision=fp16", "CPU"]),
+    (["hardware=cpu", "hardware.precision=fp16"], ["hardware.precision=fp16", "device=cpu", "bf16"]),
     (["train.tokens_per_step=100"], ["train.tokens_per_step=100", "data.max_length"]),
 ]
 
@@ -126,10 +126,9 @@ def test_a_sweep_runs_each_arm_in_its_own_process_and_keeps_what_is_done(tmp_pat
 
 @pytest.mark.slow
 def test_a_failed_arm_does_not_stop_the_others_and_sets_the_status(tmp_path, tiny):
-    done = train("--multirun", *tiny, "method=full,lora", "optim.lr=1e30,1e-3", cwd=tmp_path)
-    folder = tmp_path / "multirun" / "method-lr"
-    statuses = [read_record(folder / str(n))["status"] for n in range(4)]
-    assert statuses == ["diverged", "completed", "diverged", "completed"]
+    done = train("--multirun", *tiny, "method=lora", "optim.lr=1e30,1e-3", cwd=tmp_path)
+    statuses = [read_record(tmp_path / "multirun" / "lr" / str(n))["status"] for n in range(2)]
+    assert statuses == ["diverged", "completed"]
     assert done.returncode == 1 and "diverged" in done.stdout
 
 

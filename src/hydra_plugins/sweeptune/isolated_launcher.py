@@ -46,7 +46,9 @@ class IsolatedLauncher(Launcher):  # type: ignore[misc]
                     config=to_config(without_hydra(composed)),
                     folder=Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir,
                     command=shlex.join(["python", "train.py", *overrides]),
-                    label=" ".join(overrides),
+                    label=" ".join(
+                        o for o in overrides if sum(o in other for other in job_overrides) < len(job_overrides)
+                    ),
                 )
             )
         entry.OUTCOME.study = Path(self.config.hydra.sweep.dir)

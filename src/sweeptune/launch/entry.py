@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -25,8 +27,6 @@ from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
 
 log = logging.getLogger("sweeptune")
-
-MULTIRUN = {"-m", "--multirun"}
 
 
 @dataclass
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
         show: Prints the comparison of a study's folder, after a sweep.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    multirun = bool(MULTIRUN & set(arguments))
+    flags = get_args_parser().parse_args(arguments)  # Hydra's own: only it knows which flags take a value
+    overrides, multirun = flags.overrides, flags.multirun
     setup_logging(None)
     OUTCOME.records, OUTCOME.study = [], None
     try:
@@ -100,6 +100,8 @@ def compose_and_run(arguments: list[str]) -> None:
         OUTCOME.records.append(execute(to_config(composed), folder, command))
         announce(OUTCOME.records[-1], folder)
 
+    # Otherwise Hydra prints what is raised inside it and exits; here it is caught, like every other error, in main.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     before = sys.argv
     sys.argv = ["train.py", *arguments]
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeptune.config.schema import Config
-from sweeptune.launch.spawn import Interrupted, read_if_there, spawn
+from sweeptune.launch.spawn import read_if_there, spawn
 
 log = logging.getLogger("sweeptune")
 
@@ -35,9 +35,8 @@ def run_grid(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     for number, job in enumerate(jobs, 1):
         log.info("[%d/%d] %s -> %s", number, len(jobs), job.label, job.folder)
         known = read_if_there(job.folder)
-        try:
-            records.append(spawn(job.config, job.folder, job.command))
-        except Interrupted:
+        records.append(spawn(job.config, job.folder, job.command))
+        if records[-1]["status"] == "interrupted":
             log.warning("stopped; the same command goes on with what is left")
             break
         if known is not None and known == records[-1]:

@@ -17,10 +17,6 @@ from sweeptune.tracking.files import write_text
 from sweeptune.tracking.record import empty_record, read_record, write_record
 
 
-class Interrupted(Exception):
-    """The user stopped the command; the run that was going on has its checkpoint and record."""
-
-
 def spawn(config: Config, folder: Path, command: str) -> dict[str, Any]:
     """Run in a fresh process (several under torchrun) and return the record.
 
@@ -33,7 +29,6 @@ def spawn(config: Config, folder: Path, command: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: The folder belongs to other settings or cannot be written.
-        Interrupted: Ctrl-C; the worker was asked to stop and has ended.
     """
     freeze(config, folder)
     before = read_if_there(folder)
@@ -56,8 +51,6 @@ def spawn(config: Config, folder: Path, command: str) -> dict[str, Any]:
         record["status"] = "interrupted" if interrupted else "crashed"
         record["reason"] = f"the worker {ending(process.returncode)} without a record; see train.log"
         write_record(folder, record)
-    if interrupted:
-        raise Interrupted
     return record
 
 

@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
 PROOF_ROWS = {torch.float32: 1, torch.bfloat16: 16, torch.float16: 16}  # more loss tokens average the noise out
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
 CHANGES = {torch.float32: (0.02, 0.005, 0.001, 0.0002)} | dict.fromkeys(
-    (torch.bfloat16, torch.float16), (0.1, 0.05, 0.02)
+    (torch.bfloat16, torch.float16), (0.1, 0.05, 0.03, 0.02)
 )
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
