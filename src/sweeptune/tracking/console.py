@@ -73,7 +73,6 @@ def setup_logging(log_file: Path | None, *, main: bool = True) -> None:
             logger.addHandler(handler)
     OURS[:] = handlers
     logging.captureWarnings(log_file is not None)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice on a package that is not needed here
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 

@@ -42,6 +42,23 @@ def evaluate(
     Returns:
         One dict a row, in the order of ``rows``: id, nll (sum in nats), loss_tokens, bytes. Every rank gets all.
     """
+    scored = score_share(
+        model, rows, batch_size=batch_size, device=device, autocast=autocast, pad_id=pad_id, description=description
+    )
+    return gather(scored, rows)
+
+
+def score_share(
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]],
+    pad_id: int,
+    description: str,
+) -> dict[str, float]:
+    """Score this rank's share of the rows, without talking to other ranks: nll in nats by row id."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     batches = eval_batches(rows, batch_size, rank, world)
     scored: dict[str, float] = {}
@@ -58,8 +75,13 @@ def evaluate(
                 advance(len(batch_rows))
     finally:
         model.train(was_training)
-    if world > 1:
-        gathered: list[dict[str, float] | None] = [None] * world
+    return scored
+
+
+def gather(scored: dict[str, float], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Bring the shares of all ranks together, in the order of ``rows``; every rank must call this."""
+    if dist.is_initialized():
+        gathered: list[dict[str, float] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, scored)
         scored = {key: value for part in gathered if part for key, value in part.items()}
     return [

@@ -17,7 +17,7 @@ import torch
 from sweeptune.data import Row, Step, collate, micro_batches
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
-from sweeptune.training.evaluate import evaluate, summarize, write_examples
+from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
 from sweeptune.training.oom import any_rank, is_out_of_memory, release_memory
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.proofs import ProofFailed, prove_gradients
@@ -193,10 +193,10 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
     """
     progress = session.progress
     while True:
-        failure = None
+        failure, scored = None, {}
         with session.meter.interlude("eval", release=True):
             try:
-                examples = evaluate(
+                scored = score_share(
                     session.model,
                     rows,
                     batch_size=progress.eval_batch,
@@ -217,6 +217,7 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
         progress.eval_batch //= 2
         progress.replans.append({"step": progress.step, "eval_batch": progress.eval_batch, "reason": failure})
         log.warning("out of memory: eval batch -> %d (%s)", progress.eval_batch, failure)
+    examples = gather(scored, rows)
     summary = summarize(examples)
     if not math.isfinite(summary["loss"]):
         raise Diverged(f"step {progress.step}: eval loss {summary['loss']}")
