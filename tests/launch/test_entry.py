@@ -163,7 +163,14 @@ def alive(pid: int) -> bool:
 
 def start_long_sweep(tmp_path: Path, tiny: list[str]) -> tuple[subprocess.Popen[str], int]:
     """A sweep whose first run trains for long; with the worker's process id once it trains."""
-    arguments = ["--multirun", *tiny, "method=lora,full", "study.name=long", "train.max_steps=100000"]
+    arguments = [
+        "--multirun",
+        *tiny,
+        "method=lora,full",
+        "study.name=long",
+        "train.epochs=null",
+        "train.max_steps=20000",
+    ]
     parent = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

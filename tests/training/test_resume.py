@@ -21,7 +21,7 @@ from sweeptune.training import checkpoint, run
 from sweeptune.training.checkpoint import find_checkpoints
 from tests.training.helpers import lines
 
-LONG = ("train.max_steps=150", "train.checkpoint_every=9", "train.eval_every=40")
+LONG = ("train.epochs=null", "train.max_steps=150", "train.checkpoint_every=9", "train.eval_every=40")
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -165,7 +165,7 @@ def test_checkpoints_are_pruned_and_the_best_one_kept(settings, tmp_path):
         "train.eval_every=2",
         "train.keep_checkpoints=2",
         "train.keep_best=true",
-        "optim.lr=0.5",  # too high on purpose: the best checkpoint is an early one
+        "optim.lr=0.05",  # high on purpose: eval loss is not at its lowest at the end only
         "optim.schedule=constant",
     )
     record = run(config, tmp_path)

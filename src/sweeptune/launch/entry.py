@@ -25,6 +25,7 @@ from sweeptune.config.schema import Config
 from sweeptune.launch.spawn import spawn
 from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
+from sweeptune.tracking.files import DiskFull
 
 log = logging.getLogger("sweeptune")
 
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except DiskFull as error:
+        print(error, file=sys.stderr)
+        return 1
     except (HydraException, OmegaConfBaseException) as error:
         print(ConfigError(str(error)), file=sys.stderr)
         return 2

@@ -175,6 +175,7 @@ def evaluate_split(session: Session, description: str) -> dict[str, Any]:
     """Judge the model on the eval split, log it and keep the examples' scores; also remember the best."""
     progress = session.progress
     summary = score(session, session.splits.eval, "eval.jsonl", description)
+    progress.last_eval_step = progress.step
     if progress.best_loss is None or summary["loss"] < progress.best_loss:
         progress.best_loss, progress.best_step = summary["loss"], progress.step
     if session.metrics is not None:

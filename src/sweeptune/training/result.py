@@ -39,11 +39,12 @@ def measured(session: Session) -> dict[str, Any]:
 
 
 def eval_part(session: Session) -> dict[str, Any]:
-    """Eval figures at the last evaluation, with the first and the best beside them."""
+    """Eval figures at the last step, with the first and the best beside them; a run that ended early has no last."""
     progress = session.progress
+    last = progress.last_eval if progress.last_eval_step == progress.step else None
     initial = progress.initial_eval or {}
     return {
-        **(progress.last_eval or {}),
+        **(last or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "loss_tokens", "samples"))),
         "best_loss": progress.best_loss,
         "initial_loss": initial.get("loss"),
         "initial_bits_per_byte": initial.get("bits_per_byte"),
@@ -99,7 +100,10 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
     return {
         "model": architecture_digest(session.model.config),
         "data": hash_rows(session.splits.train),
+        "eval": hash_rows(session.splits.eval),
         "tokens_per_step": config.train.tokens_per_step,
+        "threads": torch.get_num_threads(),
+        "replanned": bool(session.progress.replans),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "ranks": session.accelerator.num_processes,
         "micro_batch": session.progress.micro_batch,

@@ -44,6 +44,7 @@ class Progress:
     train_loss: float | None = None
     initial_eval: dict[str, Any] | None = None
     last_eval: dict[str, Any] | None = None
+    last_eval_step: int | None = None
     best_loss: float | None = None
     best_step: int | None = None
     gradient_proofs: list[dict[str, float]] = field(default_factory=list)
