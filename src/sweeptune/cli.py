@@ -75,7 +75,10 @@ def evaluate(
     own = not any(o.startswith(("data=", "data.")) for o in chosen)
     if split not in (None, "eval", "test", "all"):
         raise ConfigError(f"--split {split}: use eval, test or all")
-    summary = judge(run, override(load(run / "config.yaml"), chosen), split or ("eval" if own else "all"))
+    split = split or ("eval" if own else "all")
+    if split == "all" and not any(o.startswith("eval.max_samples=") for o in chosen):
+        chosen = [*chosen, "eval.max_samples=null"]  # the run's own number was meant for its held-out rows
+    summary = judge(run, override(load(run / "config.yaml"), chosen), split)
     typer.echo(json.dumps(summary, indent=2) if as_json else _figures(summary))
 
 

@@ -6,13 +6,14 @@ import json
 import logging
 import random
 import re
+from pathlib import Path
 
 import pytest
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import EvalConfig, TemplateConfig
 from sweeptune.data.conversation import conversation
-from sweeptune.data.splits import first_by_hash, fit, load_splits, position, split
+from sweeptune.data.splits import first_by_hash, fit, load_splits, load_whole, position, split
 from sweeptune.models.tiny import tiny_tokenizer
 from tests.data.helpers import data_config, ids, pairs, rows_of
 
@@ -154,3 +155,14 @@ def test_max_samples_are_the_first_by_hash_of_eval_and_of_test(tmp_path):
     assert (ids(few.eval), ids(few.test)) == (sorted(ids(whole.eval))[:7], sorted(ids(whole.test))[:7])
     assert few.train == whole.train
     assert not {*ids(whole.train)} & {*ids(whole.eval)} and not {*ids(whole.eval)} & {*ids(whole.test)}
+
+
+def test_a_dataset_is_judged_whole_however_few_rows_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n' + '{"question": "2+2?", "answer": "4"}\n')
+    data = data_config(path, max_length=4)
+    with pytest.raises(ConfigError, match="none falls into"):
+        load_splits(data, judged(), TemplateConfig(name="auto"), tiny_tokenizer())
+    rows = load_whole(data, judged(), tiny_tokenizer())
+    assert len(rows) == 2 and all(row.length > 4 for row in rows), "none is cut"
+    assert len(load_whole(data, judged(max_samples=1), tiny_tokenizer())) == 1

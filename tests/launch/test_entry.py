@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sweeptune.launch.entry import main, slug, study_overrides
@@ -161,11 +162,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def start_long_sweep(tmp_path: Path, tiny: list[str]) -> tuple[subprocess.Popen[str], int]:
-    """A sweep whose first run trains for long; with the worker's process id once it trains."""
+def start_long_sweep(tmp_path: Path, tiny: list[str], *more: str) -> tuple[subprocess.Popen[str], int]:
+    """A sweep whose first run trains for long; with the worker's (rank 0's) process id once it trains."""
     arguments = [
         "--multirun",
         *tiny,
+        *more,
         "method=lora,full",
         "study.name=long",
         "train.epochs=null",
@@ -183,9 +185,12 @@ def start_long_sweep(tmp_path: Path, tiny: list[str]) -> tuple[subprocess.Popen[
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_worker_with_a_checkpoint_and_ends_the_sweep(tmp_path, tiny):
-    parent, worker = start_long_sweep(tmp_path, tiny)
-    parent.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(
+    ("sign", "ranks"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)], ids=["ctrl-c", "sigterm", "ranks"]
+)
+def test_being_stopped_leaves_a_checkpoint_and_ends_the_sweep(tmp_path, tiny, sign, ranks):
+    parent, worker = start_long_sweep(tmp_path, tiny, f"hardware.gpus_per_trial={ranks}")
+    parent.send_signal(sign)
     _, shown = parent.communicate(timeout=60)
     assert parent.returncode == 130, shown
     record = read_record(tmp_path / "multirun" / "long" / "0")
@@ -196,15 +201,18 @@ def test_ctrl_c_stops_the_worker_with_a_checkpoint_and_ends_the_sweep(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses PR_SET_PDEATHSIG")
-def test_no_worker_outlives_a_killed_parent(tmp_path, tiny):
-    parent, worker = start_long_sweep(tmp_path, tiny)
-    assert alive(worker) and os.getsid(worker) != os.getsid(parent.pid)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_worker_outlives_a_killed_parent(tmp_path, tiny, ranks):
+    parent, worker = start_long_sweep(tmp_path, tiny, f"hardware.gpus_per_trial={ranks}")
+    family = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
+    assert worker in family and len(family) >= (1 if ranks == 1 else 3), "one worker, or torchrun and its ranks"
+    assert os.getsid(worker) != os.getsid(parent.pid)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 5
-    while alive(worker) and time.monotonic() < deadline:
+    while any(map(alive, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(worker)
+    assert not any(map(alive, family))
 
 
 @pytest.mark.slow

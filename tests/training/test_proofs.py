@@ -52,6 +52,25 @@ def test_a_gradient_that_misses_one_half_of_the_adapters_is_stopped(settings, tm
         prove(session)
 
 
+def test_a_weight_without_a_gradient_is_stopped_unless_the_loss_does_not_need_it(settings, tmp_path):
+    session = open_session(settings("method=full"), tmp_path)
+    session.model.unused = torch.nn.Parameter(torch.ones(3))
+    prove(session)
+    norm = session.model.model.norm
+    norm.forward = lambda x: x * norm.weight.detach()
+    before = {n: p.detach().clone() for n, p in session.model.named_parameters()}
+    with pytest.raises(ProofFailed, match=r"model\.norm\.weight has none, although the loss depends on it"):
+        prove(session)
+    assert all(torch.equal(p, before[n]) for n, p in session.model.named_parameters())
+
+
+def test_weights_stored_in_bf16_are_proven_as_what_they_are(settings, tmp_path):
+    session = open_session(settings("method=full", "model.dtype=bf16"), tmp_path)
+    assert session.placement.compute is torch.float32 and session.placement.arithmetic is torch.bfloat16
+    prove(session)
+    assert session.progress.gradient_proofs[-1]["tolerance"] == 0.20
+
+
 def test_dropout_does_not_disturb_the_proof(settings, tmp_path):
     session = open_session(settings("method=lora", "method.dropout=0.5"), tmp_path)
     prove(session)

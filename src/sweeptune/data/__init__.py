@@ -3,7 +3,7 @@
 from sweeptune.data.collate import IGNORED, Batch, collate
 from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
-from sweeptune.data.splits import Splits, load_splits
+from sweeptune.data.splits import Splits, load_splits, load_whole
 from sweeptune.data.tokenize import Row, tokenize
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "hash_plan",
     "hash_rows",
     "load_splits",
+    "load_whole",
     "micro_batches",
     "plan_steps",
     "tokenize",

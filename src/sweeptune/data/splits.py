@@ -63,12 +63,7 @@ def load_splits(
     Raises:
         ConfigError: The data or the template cannot be used; it says what to change.
     """
-    stats: dict[str, Any]
-    if data.name == "pydocs":
-        rows = load_pydocs()
-        stats = {"format": "qa", "rows": len(rows), "bad_rows": 0, "duplicates": 0}
-    else:
-        rows, stats = load_jsonl(data)
+    rows, stats = _read(data)
     parts = split(rows, data)
     parts["eval"], parts["test"] = (first_by_hash(parts[name], judged.max_samples) for name in ("eval", "test"))
     total = sum(map(len, parts.values()))
@@ -82,6 +77,31 @@ def load_splits(
     stats |= cuts
     _tell(data, stats)
     return Splits(found["train"], found["eval"], found["test"], stats)
+
+
+def load_whole(
+    data: DataConfig,
+    judged: EvalConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    show: ShowProgress = lambda rows, description, total: rows,
+) -> list[Row]:
+    """A dataset in no split, tokenized and uncut: for judging a model on data it was not trained on.
+
+    Args:
+        data: Where the rows are.
+        judged: ``max_samples`` of them, the first by hash; null is every row.
+        tokenizer: The model's.
+        show: Wraps an iterable in a progress bar, as for `load_splits`.
+    """
+    rows = first_by_hash(_read(data)[0], judged.max_samples)
+    return list(tokenize(show(rows, "tokenizing", len(rows)), tokenizer))
+
+
+def _read(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
+    if data.name == "pydocs":
+        rows = load_pydocs()
+        return rows, {"format": "qa", "rows": len(rows), "bad_rows": 0, "duplicates": 0}
+    return load_jsonl(data)
 
 
 def position(key: str) -> float:

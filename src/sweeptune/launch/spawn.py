@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sweeptune.config.compose import dump, load
 from sweeptune.config.errors import ConfigError
@@ -36,15 +40,15 @@ def spawn(config: Config, folder: Path, command: str) -> dict[str, Any]:
         return before
     environment = {**os.environ, PARENT: str(os.getpid())}
     ranks = config.hardware.gpus_per_trial
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     if ranks > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "sweeptune.launch.worker", str(folder), command],
-        env=environment,
-        start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
-    )
-    interrupted = wait(process)
+    with terminate_like_ctrl_c():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweeptune.launch.worker", str(folder), f"--command={command}", f"--ranks={ranks}"],
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+        )
+        interrupted = wait(process, ranks)
     record = read_if_there(folder)
     if record is None or record == before:
         record = empty_record(config) | {"command": command}
@@ -73,7 +77,25 @@ def freeze(config: Config, folder: Path) -> None:
         )
 
 
-def wait(process: subprocess.Popen[bytes]) -> bool:
+@contextmanager
+def terminate_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send before they kill, stop a run with a checkpoint as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait(process: subprocess.Popen[bytes], ranks: int) -> bool:
     """Wait for the worker; return whether the user interrupted it. A second Ctrl-C kills it."""
     interrupted = False
     while True:
@@ -81,9 +103,21 @@ def wait(process: subprocess.Popen[bytes]) -> bool:
             process.wait()
             return interrupted
         except KeyboardInterrupt:
-            group = os.getpgid(process.pid)
-            os.killpg(group, signal.SIGKILL if interrupted else signal.SIGINT)
+            if interrupted:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                ask_to_stop(process.pid, ranks)
             interrupted = True
+
+
+def ask_to_stop(pid: int, ranks: int) -> None:
+    """Pass Ctrl-C on to what trains: under torchrun to its ranks only, since it would kill them after 30 seconds."""
+    try:
+        worker = psutil.Process(pid)
+        for one in worker.children() if ranks > 1 else [worker]:
+            one.send_signal(signal.SIGINT)
+    except psutil.NoSuchProcess:
+        pass  # it has just ended by itself
 
 
 def ending(code: int) -> str:

@@ -1,11 +1,12 @@
-"""A run in a process of its own: ``python -m sweeptune.launch.worker RUN_FOLDER [COMMAND]``.
+"""A run in a process of its own: ``python -m sweeptune.launch.worker RUN_FOLDER``.
 
-It reads the frozen config.yaml of the folder, so editing conf/ or composing again cannot change what it does; under
-torchrun every rank runs this file. It dies with the process that started it.
+It reads the frozen config.yaml of the folder, so editing conf/ or composing again cannot change what it does. Above one
+rank this process is torchrun, and every rank runs this file again. It dies with the process that started it.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import faulthandler
 import os
@@ -35,11 +36,31 @@ def main() -> int:
     """Run the folder named on the command line; the exit status says how it ended."""
     die_with_parent()
     faulthandler.enable()
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="holds the frozen config.yaml")
+    parser.add_argument("--command", default="", help="the command line that reproduces the run")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the run")
+    options = parser.parse_args()
+    if options.ranks > 1:
+        return run_ranks(options.folder, options.command, options.ranks)
     from sweeptune.training import run  # after the parent is known to live: importing torch takes seconds
 
-    record = run(load(folder / "config.yaml"), folder, command=sys.argv[2] if len(sys.argv) > 2 else "")
+    record = run(load(options.folder / "config.yaml"), options.folder, options.command)
+    if os.environ.get("RANK", "0") != "0" and record["status"] != "crashed":
+        return 0  # torchrun kills all ranks when one fails: rank 0, which still writes, must be the one that tells
     return EXIT_CODES.get(record["status"], 1)
+
+
+def run_ranks(folder: Path, command: str, ranks: int) -> int:
+    """Be torchrun, in this process, so that it and with it the ranks die with the launcher."""
+    from torch.distributed.run import main as torchrun
+
+    worker = ["-m", "sweeptune.launch.worker", str(folder), f"--command={command}"]
+    try:
+        torchrun(["--standalone", f"--nproc_per_node={ranks}", *worker])
+    except Exception:  # a rank failed; torchrun has said so, and the record says why
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from sweeptune.tracking.files import DiskFull, is_disk_full
+from sweeptune.training.optimizer import load_optimizer_state
 
 WEIGHTS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.pt", "state.json"
 NAME = re.compile(r"step-(\d{6,})")
@@ -135,7 +136,7 @@ def load_training_state(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if len(saved["random"]) != world:
         raise RuntimeError(f"{path}: written by {len(saved['random'])} ranks, resumed by {world}")
-    optimizer.load_state_dict(saved["optimizer"])
+    load_optimizer_state(optimizer, saved["optimizer"])
     restore_random_state(saved["random"][rank], device)
     if scaler is not None:
         scaler.load_state_dict(saved["scaler"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_splits
+from sweeptune.data import Row, load_splits, load_whole
 from sweeptune.models import load_tokenizer
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
@@ -27,7 +26,7 @@ def judge(folder: Path, config: Config, split: str) -> dict[str, Any]:
     Args:
         folder: The run folder.
         config: The run's settings, where wanted with other data and eval settings.
-        split: ``eval``, ``test`` or ``all``: every row of the data, none of them cut.
+        split: ``eval``, ``test`` or ``all``: the data as a whole, in no split; of each ``eval.max_samples``.
 
     Returns:
         loss, perplexity, bits_per_byte, loss_tokens, samples.
@@ -47,13 +46,11 @@ def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, 
 
 def held_out(config: Config, split: str) -> list[Row]:
     """The rows of a split, or of everything."""
-    data, judged = config.data, config.eval
+    tokenizer = load_tokenizer(config.model)
     if split == "all":
-        data, judged = replace(data, max_length=sys.maxsize), replace(judged, max_samples=None)
-    splits = load_splits(data, judged, config.template, load_tokenizer(config.model), progress)
-    if split != "all":
-        return splits.eval if split == "eval" else splits.test
-    return [*splits.train, *splits.eval, *splits.test][: config.eval.max_samples]
+        return load_whole(config.data, config.eval, tokenizer, progress)
+    splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    return splits.eval if split == "eval" else splits.test
 
 
 def _score(

@@ -233,6 +233,6 @@ def prove(session: Session) -> None:
         parts = micro_batches(session.proof_rows(), session.progress.micro_batch)
         batches = [collate(part, session.pad_id, session.device) for part in parts]
         found = prove_gradients(
-            session.model, batches, session.placement.compute, session.autocast, seed=session.progress.step
+            session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
         )
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})

@@ -27,9 +27,32 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.O
         return torch.optim.AdamW(groups, fused=True, **settings)
     import bitsandbytes as bnb
 
+    # Pages of an optimiser that was dropped (a restart after out of memory) would be counted again.
+    bnb.functional.GlobalPageManager.get_instance().paged_tensors.clear()
     kind = bnb.optim.AdamW8bit if optim.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
     paged_or_not: torch.optim.Optimizer = kind(groups, **settings)
     return paged_or_not
+
+
+def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Restore an optimiser's state; bitsandbytes' paged states become pages again.
+
+    bitsandbytes 0.50 loads them as plain GPU tensors, which count for the allocator and cannot move to the host.
+
+    Args:
+        optimizer: From `build_optimizer`, or Accelerate's wrapper of it.
+        state: Of the same optimiser's ``state_dict``.
+    """
+    optimizer.load_state_dict(state)
+    plain = getattr(optimizer, "optimizer", optimizer)
+    if not getattr(plain, "is_paged", False):
+        return
+    for parameter, values in plain.state.items():
+        for key in ("state1", "state2"):
+            if key in values and not getattr(values[key], "is_paged", False):
+                page = plain.get_state_buffer(parameter, dtype=values[key].dtype)
+                page.copy_(values[key])
+                values[key] = page
 
 
 def learning_rate(optim: OptimConfig, step: int, total: int) -> float:

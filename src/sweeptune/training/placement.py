@@ -28,6 +28,11 @@ class Placement:
     weights: torch.dtype
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """The coarser of compute and storage: what limits how exact a loss or a gradient is."""
+        return self.weights if self.compute is torch.float32 else self.compute
+
+    @property
     def precision(self) -> str:
         """The compute precision's name in the settings."""
         return next(name for name, dtype in DTYPES.items() if dtype is self.compute)

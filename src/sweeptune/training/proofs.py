@@ -60,7 +60,7 @@ def prove_gradients(
     Args:
         model: The trainable model, in any mode; it is proven in training mode, without dropout.
         batches: A short input, in parts that fit; with at least one loss token.
-        compute: The compute precision; it decides tolerance and step size.
+        compute: The precision of the arithmetic; it decides tolerance and step size.
         autocast: Opens the context that training computes its loss in.
         seed: Of the random step.
 
@@ -68,10 +68,11 @@ def prove_gradients(
         ``{"predicted": nats, "measured": nats, "relative_error": share, "tolerance": share}``
 
     Raises:
-        ProofFailed: The two differ by more than the tolerance, or are not finite.
+        ProofFailed: The two differ by more than the tolerance, are not finite, or a weight that the loss depends on has
+            no gradient at all.
     """
-    tensors = [p for p in model.parameters() if p.requires_grad]
-
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = list(named.values())
     loss_tokens = sum(batch.loss_tokens for batch in batches)
 
     def loss(*, backward: bool = False) -> float:
@@ -95,6 +96,7 @@ def prove_gradients(
                 p.data.copy_(p.to(compute))
             origin = [p.detach().to("cpu", copy=True) for p in tensors]
             loss(backward=True)
+            _check_none_is_missing(loss, named)
             for change in CHANGES[compute]:
                 pairs = [
                     _measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(DIRECTIONS[compute])
@@ -121,6 +123,30 @@ def prove_gradients(
         "relative_error": error,
         "tolerance": TOLERANCE[compute],
     }
+
+
+def _check_none_is_missing(loss: Callable[[], float], named: dict[str, torch.nn.Parameter]) -> None:
+    """Weights without a gradient are fine only where the loss does not depend on them (an expert nobody chose)."""
+    missing = {name: p for name, p in named.items() if p.grad is None}
+    if not missing or not _depends(loss, list(missing.values())):
+        return
+    first = next((name for name, p in missing.items() if _depends(loss, [p])), next(iter(missing)))
+    raise ProofFailed(
+        f"the gradients are wrong: {first} has none, although the loss depends on it ({len(missing)} of {len(named)} "
+        "trainable weights have none)"
+    )
+
+
+def _depends(loss: Callable[[], float], weights: list[torch.nn.Parameter]) -> bool:
+    """Whether doubling the weights changes the loss; halving them again is exact."""
+    before = loss()
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(2)
+        after = loss()
+        for weight in weights:
+            weight.div_(2)
+    return after != before
 
 
 def _measure(

@@ -91,7 +91,7 @@ class Session:
     def proof_rows(self) -> list[Row]:
         """Short training rows, those with the most loss tokens out of the first ones."""
         short = sorted((proof_row(row) for row in self.splits.train[:256]), key=lambda row: -row.loss_tokens)
-        return short[: PROOF_ROWS[self.placement.compute]]
+        return short[: PROOF_ROWS[self.placement.arithmetic]]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint writes as its progress."""

@@ -3,6 +3,7 @@ the ends of the window; evaluation, proofs and saving stop the watch."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Stopwatch:
         self.marks: list[list[torch.cuda.Event | float]] = [[]]
         self._since: float | None = None
         self._begin = time.perf_counter()
-        self._own = psutil.Process()
+        self._own = _own_processes()
         self._cpu_before: tuple[float, float] | None = None
 
     def step_done(self, tokens: int, loss_tokens: int) -> None:
@@ -89,8 +90,8 @@ class Stopwatch:
             self.marks[-1].append(time.perf_counter())
 
     def _cpu_times(self) -> tuple[float, float]:
-        times, own = psutil.cpu_times(), self._own.cpu_times()
-        return sum(times) - times.idle - getattr(times, "iowait", 0.0), own.user + own.system
+        times, own = psutil.cpu_times(), [process.cpu_times() for process in self._own if process.is_running()]
+        return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(one.user + one.system for one in own)
 
     def exclusive(self) -> bool:
         """Whether the run had its device to itself during the steady steps.
@@ -118,6 +119,13 @@ class Stopwatch:
             "excluded_s": wall - self.seconds,
             "exclusive": self.exclusive(),
         }
+
+
+def _own_processes() -> list[psutil.Process]:
+    """This process, and the other ranks of the run, which are torchrun's other children."""
+    this = psutil.Process()
+    parent = this.parent() if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 else None
+    return parent.children() if parent is not None else [this]
 
 
 def _gaps_ms(marks: list[torch.cuda.Event | float]) -> list[float]:
