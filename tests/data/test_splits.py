@@ -10,11 +10,11 @@ import re
 import pytest
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import EvalConfig, TemplateConfig
+from sweeptune.config.schema import EvalConfig
 from sweeptune.data.conversation import conversation
 from sweeptune.data.splits import first_by_hash, fit, load_splits, position, split
 from sweeptune.models.tiny import tiny_tokenizer
-from tests.data.helpers import data_config, ids, pairs, rows_of
+from tests.data.helpers import data_config, ids, pairs, rows_of, template_config
 
 
 def test_fractions_are_respected_within_statistics():
@@ -131,7 +131,13 @@ def test_from_a_file_to_rows(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(logging.getLogger("sweeptune"), "propagate", True)
     caplog.set_level("INFO", "sweeptune")
-    splits = load_splits(data, judged(), TemplateConfig(name="auto"), tiny_tokenizer(), show)
+    splits = load_splits(
+        data,
+        judged(),
+        template_config(),
+        tiny_tokenizer(),
+        show,
+    )
     stats = splits.stats
     assert (stats["format"], stats["rows"], stats["bad_rows"], stats["duplicates"]) == ("qa", 202, 1, 1)
     assert sum(stats[name]["rows"] for name in ("train", "eval", "test")) + stats["dropped_rows"] == 200
@@ -148,7 +154,10 @@ def test_from_a_file_to_rows(tmp_path, caplog, monkeypatch):
 def test_max_samples_are_the_first_by_hash_of_eval_and_of_test(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"{i}!"}) + "\n" for i in range(300)))
-    template, tokenizer = TemplateConfig(name="auto"), tiny_tokenizer()
+    template, tokenizer = (
+        template_config(),
+        tiny_tokenizer(),
+    )
     whole = load_splits(data_config(path), judged(), template, tokenizer)
     few = load_splits(data_config(path), judged(max_samples=7), template, tokenizer)
     assert (ids(few.eval), ids(few.test)) == (sorted(ids(whole.eval))[:7], sorted(ids(whole.test))[:7])
