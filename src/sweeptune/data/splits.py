@@ -20,7 +20,7 @@ from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.conversation import Conversation
 from sweeptune.data.jsonl import load_jsonl
 from sweeptune.data.pydocs import load_pydocs
-from sweeptune.data.tokenize import Row, tokenize
+from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
 
@@ -73,7 +73,8 @@ def load_splits(
     parts["eval"], parts["test"] = (first_by_hash(parts[name], judged.max_samples) for name in ("eval", "test"))
     total = sum(map(len, parts.values()))
     everything = [item for part in parts.values() for item in part]
-    tokenized = iter(list(tokenize(show(everything, "tokenizing", total), tokenizer)))
+    encoder = Encoder(tokenizer, template, data.loss_on)
+    tokenized = iter([found.row for found in encoder.encode(show(everything, "tokenizing", total))])
     found = {name: [next(tokenized) for _ in part] for name, part in parts.items()}
     found["train"], cuts = fit(found["train"], data)
     for name, part in found.items():
