@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeptune.config.schema import DataConfig, TrainConfig
+from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
 from sweeptune.data.tokenize import Row
 
@@ -17,6 +17,14 @@ def data_config(path: Path | None = None, **changed: Any) -> DataConfig:
         "name": "jsonl" if path else "pydocs",
         "path": str(path) if path else None,
         "format": "auto",
+        "mix": None,
+        "split": "train",
+        "subset": None,
+        "revision": None,
+        "streaming": False,
+        "loss_on": "assistant",
+        "packing": "none",
+        "cache": False,
         "max_length": 64,
         "on_long_row": "truncate",
         "on_bad_row": "error",
@@ -24,6 +32,12 @@ def data_config(path: Path | None = None, **changed: Any) -> DataConfig:
         "test_fraction": 0.1,
     }
     return DataConfig(**(values | changed))
+
+
+def template_config(name: str = "auto", **changed: Any) -> TemplateConfig:
+    """Settings of a template."""
+    values = {"name": name, "path": None, "document_start": "auto", "document_end": "auto"}
+    return TemplateConfig(**(values | changed))
 
 
 def train_config(tokens_per_step: int, **limits: Any) -> TrainConfig:

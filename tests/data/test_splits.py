@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import EvalConfig, TemplateConfig
+from sweeptune.config.schema import EvalConfig
 from sweeptune.data.conversation import conversation
 from sweeptune.data.splits import first_by_hash, fit, load_splits, load_whole, position, split
 from sweeptune.models.tiny import tiny_tokenizer
-from tests.data.helpers import data_config, ids, pairs, rows_of
+from tests.data.helpers import data_config, ids, pairs, rows_of, template_config
 
 
 def test_fractions_are_respected_within_statistics():
@@ -132,7 +132,13 @@ def test_from_a_file_to_rows(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(logging.getLogger("sweeptune"), "propagate", True)
     caplog.set_level("INFO", "sweeptune")
-    splits = load_splits(data, judged(), TemplateConfig(name="auto"), tiny_tokenizer(), show)
+    splits = load_splits(
+        data,
+        judged(),
+        template_config(),
+        tiny_tokenizer(),
+        show,
+    )
     stats = splits.stats
     assert (stats["format"], stats["rows"], stats["bad_rows"], stats["duplicates"]) == ("qa", 202, 1, 1)
     assert sum(stats[name]["rows"] for name in ("train", "eval", "test")) + stats["dropped_rows"] == 200
@@ -149,7 +155,10 @@ def test_from_a_file_to_rows(tmp_path, caplog, monkeypatch):
 def test_max_samples_are_the_first_by_hash_of_eval_and_of_test(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"{i}!"}) + "\n" for i in range(300)))
-    template, tokenizer = TemplateConfig(name="auto"), tiny_tokenizer()
+    template, tokenizer = (
+        template_config(),
+        tiny_tokenizer(),
+    )
     whole = load_splits(data_config(path), judged(), template, tokenizer)
     few = load_splits(data_config(path), judged(max_samples=7), template, tokenizer)
     assert (ids(few.eval), ids(few.test)) == (sorted(ids(whole.eval))[:7], sorted(ids(whole.test))[:7])
@@ -162,7 +171,7 @@ def test_a_dataset_is_judged_whole_however_few_rows_it_has(tmp_path: Path) -> No
     path.write_text('{"question": "1+1?", "answer": "2"}\n' + '{"question": "2+2?", "answer": "4"}\n')
     data = data_config(path, max_length=4)
     with pytest.raises(ConfigError, match="none falls into"):
-        load_splits(data, judged(), TemplateConfig(name="auto"), tiny_tokenizer())
-    rows = load_whole(data, judged(), tiny_tokenizer())
+        load_splits(data, judged(), template_config(), tiny_tokenizer())
+    rows = load_whole(data, judged(), template_config(), tiny_tokenizer())
     assert len(rows) == 2 and all(row.length > 4 for row in rows), "none is cut"
-    assert len(load_whole(data, judged(max_samples=1), tiny_tokenizer())) == 1
+    assert len(load_whole(data, judged(max_samples=1), template_config(), tiny_tokenizer())) == 1

@@ -9,9 +9,10 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, Pre
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation, conversation
-from sweeptune.data.tokenize import Row, tokenize
+from sweeptune.data.tokenize import Encoder, Row
 from sweeptune.models.fetch import cached_model
 from sweeptune.models.tiny import CHATML, tiny_tokenizer
+from tests.data.helpers import template_config
 
 THREE_TURNS = conversation(
     [
@@ -34,8 +35,8 @@ def with_template(template: str | None) -> PreTrainedTokenizerBase:
 
 
 def one(item: Conversation, tokenizer: PreTrainedTokenizerBase) -> Row:
-    [row] = tokenize([item], tokenizer)
-    return row
+    [found] = Encoder(tokenizer, template_config(), "assistant").encode([item])
+    return found.row
 
 
 def whole(item: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -219,10 +220,11 @@ def test_an_answer_gets_no_space_that_the_template_did_not_write(answer):
 def test_many_conversations_keep_their_order_and_are_as_if_alone():
     tokenizer = tiny_tokenizer()
     items = [asking(f"{i}?", f"{i}! " * (i % 7 + 1) + "<|im_end|>" * (i % 3 == 0)) for i in range(1100)]
-    rows = list(tokenize(items, tokenizer))
+    encoder = Encoder(tokenizer, template_config(), "assistant")
+    rows = [found.row for found in encoder.encode(items)]
     assert [row.id for row in rows] == [item.id for item in items]
     assert [rows[i] for i in (0, 511, 512, 1099)] == [one(items[i], tokenizer) for i in (0, 511, 512, 1099)]
-    assert list(tokenize([], tokenizer)) == []
+    assert list(encoder.encode([])) == []
 
 
 @pytest.mark.embedded

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -89,6 +90,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(describe(arg) for arg in args)
     if origin is list:
         return f"a list of {describe(args[0])}"
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return f"a mapping with the fields {', '.join(fields_of(annotation))}"
     if origin is dict:
         return "a mapping {key: value}"
     return _WORDS[annotation]

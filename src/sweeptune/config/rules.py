@@ -33,7 +33,7 @@ def _data_path(config: Config) -> Iterator[str]:
         if name == "jsonl":
             yield "data=jsonl: reads a file, and none is given. Name it: data=jsonl data.path=<file>.jsonl"
         return
-    trouble = _file_trouble(Path(path))
+    trouble = _file_trouble(Path(str(path)))
     if name == "pydocs":
         also = f"Besides, {trouble}: check the path. " if trouble else ""
         yield (

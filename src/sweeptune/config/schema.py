@@ -36,8 +36,12 @@ class ModelConfig:
     """``random`` builds the architecture with random weights: memory and speed before any download."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     """Storage type of the weights. ``auto``: fp32 where every weight trains, else the compute precision."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
-    """Attention back-end; ``auto`` is ``sdpa``."""
+    tokenizer: str | None
+    """A folder, a hub id or a ``tokenizer.model`` file; null means the one that comes with the weights."""
+    attention: Literal[
+        "auto", "sdpa", "eager", "flex", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+    ]
+    """Attention back-end; ``auto`` takes the fastest that is present and correct for the data's packing."""
     architecture: dict[str, Any] | None
     """Values for the transformers config (with ``model_type``), needed for ``weights: random`` without a folder."""
 
@@ -85,27 +89,61 @@ METHOD_SCHEMAS: dict[str, type[FullConfig] | type[LoraConfig]] = {
 }
 
 
+RowFormat = Literal["auto", "messages", "alpaca", "sharegpt", "xtuner", "prompt_completion", "qa", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixPart:
+    """One dataset of a mixture (an element of ``data.mix``)."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    path: str
+    """A file or a folder."""
+    weight: PositiveFloat | None = None
+    """Share of the training tokens, relative to the other weights; null everywhere: each row once."""
+    format: RowFormat = "auto"
+    """Shape of its rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learned and what it is judged on (group ``data``)."""
 
     __pydantic_config__ = STRICT_KEYS
 
-    name: Literal["pydocs", "jsonl"]
-    path: str | None
-    """The file to read (``jsonl``); must stay null for ``pydocs``."""
-    format: Literal["auto", "messages", "alpaca", "qa"]
+    name: Literal["pydocs", "pydocs_text", "jsonl", "text", "hub"]
+    path: str | list[str] | None
+    """The files or folders to read (``jsonl``, ``text``) or the dataset's hub id (``hub``); null for ``pydocs``."""
+    format: RowFormat
     """Shape of a row; ``auto`` detects it from the first row and says which."""
+    mix: list[MixPart] | None
+    """Several datasets with their shares, instead of ``path``."""
+    split: str
+    """Which split of a hub dataset is read."""
+    subset: str | None
+    """Which configuration of a hub dataset is read; null is its only or default one."""
+    revision: str | None
+    """Branch, tag or commit of a hub dataset; null is the newest."""
+    streaming: bool
+    """Read a hub dataset row by row instead of downloading it first."""
+    loss_on: Literal["assistant", "last", "all"]
+    """What is learned: every answer, the last answer only, or every token. Raw text is always learned whole."""
+    packing: Literal["none", "pack", "split"]
+    """``pack`` puts whole samples together in rows of ``max_length``; ``split`` concatenates and cuts."""
     max_length: Positive
-    """Longest training row, in tokens. Evaluation never cuts a sample."""
-    on_long_row: Literal["truncate", "drop", "error"]
-    """What happens to a training row longer than ``max_length``; counted and logged, never silent."""
+    """Longest training row, in tokens. Evaluation never cuts a sample; raw text is read in windows of this length."""
+    on_long_row: Literal["auto", "truncate", "split", "drop", "error"]
+    """What happens to a training sample longer than ``max_length``; counted and logged, never silent. ``auto`` is
+    ``split`` where samples are packed, else ``truncate``."""
     on_bad_row: Literal["error", "skip"]
     """A malformed row stops the run with file, line and reason, or is skipped and counted."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the rows (by a hash of their content) held out for ``eval``."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the rows (by the same hash) held out for ``test``; never looked at by a search."""
+    cache: bool
+    """Keep tokenized rows on disk and use them again while data, template and tokenizer stay the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +152,14 @@ class TemplateConfig:
 
     __pydantic_config__ = STRICT_KEYS
 
-    name: Literal["auto"]
-    """``auto`` is the model's own chat template."""
+    name: Literal["auto", "internlm2_chat", "chatml", "alpaca", "llama3", "none", "jinja"]
+    """``auto`` is the model's own chat template; raw text takes none under any name."""
+    path: str | None
+    """The file with the template (``jinja``); null for all others."""
+    document_start: str | None
+    """Token before a raw document: its text, ``auto`` (what the tokenizer begins texts with) or null for none."""
+    document_end: str | None
+    """Token behind a raw document: its text, ``auto`` (the end-of-text token, not the end of a turn) or null."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,17 @@ from sweeptune.data.collate import IGNORED, Batch, collate
 from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
 from sweeptune.data.splits import Splits, load_splits, load_whole
-from sweeptune.data.tokenize import Row, tokenize
+from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
 __all__ = [
     "IGNORED",
     "Batch",
     "Conversation",
+    "Encoded",
+    "Encoder",
     "Message",
     "Row",
+    "Span",
     "Splits",
     "Step",
     "collate",
@@ -22,5 +25,4 @@ __all__ = [
     "load_whole",
     "micro_batches",
     "plan_steps",
-    "tokenize",
 ]

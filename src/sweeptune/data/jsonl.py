@@ -26,7 +26,7 @@ def load_jsonl(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
         ConfigError: The file cannot be read, or rows are malformed (unless ``data.on_bad_row=skip``): the first five
             with line and reason.
     """
-    path = Path(data.path or "").expanduser()
+    path = Path(str(data.path or "")).expanduser()
     form: str = data.format
     found: dict[str, Conversation] = {}
     bad: list[str] = []

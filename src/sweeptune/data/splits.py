@@ -20,7 +20,7 @@ from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.conversation import Conversation
 from sweeptune.data.jsonl import load_jsonl
 from sweeptune.data.pydocs import load_pydocs
-from sweeptune.data.tokenize import Row, tokenize
+from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
 
@@ -68,7 +68,8 @@ def load_splits(
     parts["eval"], parts["test"] = (first_by_hash(parts[name], judged.max_samples) for name in ("eval", "test"))
     total = sum(map(len, parts.values()))
     everything = [item for part in parts.values() for item in part]
-    tokenized = iter(list(tokenize(show(everything, "tokenizing", total), tokenizer)))
+    encoder = Encoder(tokenizer, template, data.loss_on)
+    tokenized = iter([found.row for found in encoder.encode(show(everything, "tokenizing", total))])
     found = {name: [next(tokenized) for _ in part] for name, part in parts.items()}
     found["train"], cuts = fit(found["train"], data)
     for name, part in found.items():
@@ -82,6 +83,7 @@ def load_splits(
 def load_whole(
     data: DataConfig,
     judged: EvalConfig,
+    template: TemplateConfig,
     tokenizer: PreTrainedTokenizerBase,
     show: ShowProgress = lambda rows, description, total: rows,
 ) -> list[Row]:
@@ -90,11 +92,13 @@ def load_whole(
     Args:
         data: Where the rows are.
         judged: ``max_samples`` of them, the first by hash; null is every row.
+        template: How a conversation becomes text.
         tokenizer: The model's.
         show: Wraps an iterable in a progress bar, as for `load_splits`.
     """
     rows = first_by_hash(_read(data)[0], judged.max_samples)
-    return list(tokenize(show(rows, "tokenizing", len(rows)), tokenizer))
+    encoder = Encoder(tokenizer, template, data.loss_on)
+    return [found.row for found in encoder.encode(show(rows, "tokenizing", len(rows)))]
 
 
 def _read(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:

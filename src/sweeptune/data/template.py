@@ -28,10 +28,14 @@ class Segment:
     Attributes:
         pieces: The text, cut inside whatever looks like a special token in the dataset's own text.
         learned: Whether it bears loss.
+        role: Whose turn it is: an answer is the assistant's, what leads up to it is named ``prompt``.
+        turn: Number of the answer it belongs to, from 0.
     """
 
     pieces: tuple[str, ...]
     learned: bool
+    role: str = "prompt"
+    turn: int = 0
 
     @property
     def text(self) -> str:
@@ -87,7 +91,7 @@ def render(item: Conversation, tokenizer: PreTrainedTokenizerBase, special: re.P
     messages = [{"role": m.role, "content": special.sub(rf"\g<first>{mark}", m.content)} for m in item.messages]
     segments: list[Segment] = []
     done = tail = ""
-    loss_bytes = 0
+    loss_bytes = turn = 0
     for k, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -97,16 +101,17 @@ def render(item: Conversation, tokenizer: PreTrainedTokenizerBase, special: re.P
         answer = whole[len(prompt) :]
         _check_prompt(prompt, answer, messages[: k + 1], tokenizer)
         said = answer[: _end_of_turn(answer, message["content"], special)]
-        segments.append(_segment(tail + prompt[len(done) :], mark, learned=False))
-        segments.append(_segment(said, mark, learned=True))
+        segments.append(_segment(tail + prompt[len(done) :], mark, learned=False, turn=turn))
+        segments.append(_segment(said, mark, learned=True, turn=turn))
         loss_bytes += len(_without_special(said, special).replace(mark, "").encode())
         done, tail = whole, answer[len(said) :]
-    segments.append(_segment(tail, mark, learned=False))
+        turn += 1
+    segments.append(_segment(tail, mark, learned=False, turn=turn - 1))
     return Rendered(tuple(segments), loss_bytes)
 
 
-def _segment(text: str, mark: str, *, learned: bool) -> Segment:
-    return Segment(tuple(text.split(mark)), learned)
+def _segment(text: str, mark: str, *, learned: bool, turn: int) -> Segment:
+    return Segment(tuple(text.split(mark)), learned, "assistant" if learned else "prompt", turn)
 
 
 def _end_of_turn(answer: str, content: str, special: re.Pattern[str]) -> int:

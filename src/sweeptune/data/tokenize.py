@@ -6,12 +6,14 @@ crosses the mask's edge, and nothing is added that the template did not write: t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
+from sweeptune.config.schema import TemplateConfig
 from sweeptune.data.conversation import Conversation
 from sweeptune.data.template import Rendered, render, special_pattern
 
@@ -45,40 +47,93 @@ class Row:
         return sum(self.loss_mask)
 
 
-def tokenize(conversations: Iterable[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterable[Row]:
-    """Tokenize conversations, in order. Turns after the last answer are left out: no loss depends on them.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a row's tokens with one owner.
+
+    Attributes:
+        role: system, user, assistant, tool, text, or prompt where what leads up to an answer is not told apart.
+        turn: Number of the answer it belongs to, from 0.
+        begin: First token.
+        end: Behind the last token.
+        learned: Whether it bears loss.
+        stops: How many tokens at its end are what ends the turn or the document.
+    """
+
+    role: str
+    turn: int
+    begin: int
+    end: int
+    learned: bool
+    stops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenized example with the owner of each of its tokens; the spans cover the row without a gap, in order."""
+
+    row: Row
+    spans: tuple[Span, ...]
+    conversation: Conversation
+
+
+class Encoder:
+    """Turns conversations into token ids with their loss mask.
 
     Args:
-        conversations: What to tokenize.
-        tokenizer: With a chat template.
+        tokenizer: The model's.
+        template: How a conversation becomes text.
+        loss_on: assistant, last or all.
 
     Raises:
-        ConfigError: The template is missing, fails, does not tell where an answer begins, or does not end it with a
-            special token.
-
-    Example:
-        >>> [row] = tokenize([conversation([("user", "1+1?"), ("assistant", "2")])], tiny_tokenizer())
-        >>> row.length, row.loss_tokens, row.loss_bytes   # the loss is on "2" and <|im_end|>
-        (30, 2, 1)
+        ConfigError: The tokenizer has no chat template.
     """
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "template=auto: this model's tokenizer has no chat template; fine-tune an instruct model, or one whose "
-            "folder holds a chat_template.jinja"
-        )
-    special = special_pattern(tokenizer)
-    batch: list[tuple[Conversation, Rendered]] = []
-    for item in conversations:
-        batch.append((item, render(item, tokenizer, special)))
-        if len(batch) == BATCH:
-            yield from _tokenize_batch(batch, tokenizer)
-            batch = []
-    yield from _tokenize_batch(batch, tokenizer)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateConfig, loss_on: str) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "template=auto: this model's tokenizer has no chat template; fine-tune an instruct model, or one whose "
+                "folder holds a chat_template.jinja"
+            )
+        self.tokenizer = tokenizer
+        self.template = template
+        self.loss_on = loss_on
+        self.special = special_pattern(tokenizer)
+
+    @property
+    def digest(self) -> str:
+        """Names everything that token ids and masks depend on beside the conversations."""
+        return hashlib.sha256(repr((self.tokenizer.chat_template, self.template, self.loss_on)).encode()).hexdigest()
+
+    def encode(self, conversations: Iterable[Conversation], *, window: int | None = None) -> Iterator[Encoded]:
+        """Tokenize conversations, in order. Turns after the last answer are left out: no loss depends on them.
+
+        Args:
+            conversations: What to tokenize.
+            window: Cut raw text to windows of so many tokens, each a row of its own; None keeps documents whole.
+
+        Raises:
+            ConfigError: The template fails, does not tell where an answer begins, or does not end it with a special
+                token.
+
+        Example:
+            >>> encoder = Encoder(tiny_tokenizer(), config.template, "assistant")
+            >>> [found] = encoder.encode([conversation([("user", "1+1?"), ("assistant", "2")])])
+            >>> found.row.length, found.row.loss_tokens, found.row.loss_bytes   # the loss is on "2" and <|im_end|>
+            (30, 2, 1)
+        """
+        batch: list[tuple[Conversation, Rendered]] = []
+        for item in conversations:
+            batch.append((item, render(item, self.tokenizer, self.special)))
+            if len(batch) == BATCH:
+                yield from _encode_batch(batch, self.tokenizer)
+                batch = []
+        yield from _encode_batch(batch, self.tokenizer)
 
 
-def _tokenize_batch(
+def _encode_batch(
     batch: Sequence[tuple[Conversation, Rendered]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Row]:
+) -> Iterator[Encoded]:
     """Tokenize every piece of every conversation in one call, and put the rows together again."""
     pieces: list[str] = []
     openings: set[int] = set()
@@ -89,12 +144,16 @@ def _tokenize_batch(
     for item, rendered in batch:
         ids: list[int] = []
         mask: list[bool] = []
+        spans: list[Span] = []
         for segment in rendered.segments:
             tokens = [token for _ in segment.pieces for token in next(encoded)]
+            begin = len(ids)
             ids += tokens
             mask += [segment.learned] * len(tokens)
+            stops = 1 if segment.learned else 0
+            spans.append(Span(segment.role, segment.turn, begin, len(ids), segment.learned, stops))
         mask[0] = False
-        yield Row(item.id, ids, mask, rendered.loss_bytes)
+        yield Encoded(Row(item.id, ids, mask, rendered.loss_bytes), tuple(spans), item)
 
 
 def _encode(pieces: list[str], openings: set[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

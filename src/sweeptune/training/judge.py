@@ -48,7 +48,7 @@ def held_out(config: Config, split: str) -> list[Row]:
     """The rows of a split, or of everything."""
     tokenizer = load_tokenizer(config.model)
     if split == "all":
-        return load_whole(config.data, config.eval, tokenizer, progress)
+        return load_whole(config.data, config.eval, config.template, tokenizer, progress)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
     return splits.eval if split == "eval" else splits.test
 
