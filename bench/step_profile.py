@@ -1,6 +1,6 @@
 """Where one training step's time goes on a GPU: wall time, time with a kernel running, and the longest kernels.
 
-    python bench/step_profile.py method=lora data=jsonl data.path=gsm8k.jsonl data.max_length=512
+python bench/step_profile.py method=lora data=jsonl data.path=gsm8k.jsonl data.max_length=512
 """
 
 from __future__ import annotations
