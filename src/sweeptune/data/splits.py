@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.conversation import Conversation
-from sweeptune.data.jsonl import load_jsonl
-from sweeptune.data.pydocs import load_pydocs
+from sweeptune.data.sources import Found, read
 from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
@@ -63,12 +62,18 @@ def load_splits(
     Raises:
         ConfigError: The data or the template cannot be used; it says what to change.
     """
-    stats: dict[str, Any]
-    if data.name == "pydocs":
-        rows = load_pydocs()
-        stats = {"format": "qa", "rows": len(rows), "bad_rows": 0, "duplicates": 0}
-    else:
-        rows, stats = load_jsonl(data)
+    source = Found()
+    distinct: dict[str, Conversation] = {}
+    for item in read(data, source):
+        distinct.setdefault(item.id, item)
+    rows = list(distinct.values())
+    duplicates = source.rows - source.bad_rows - len(rows)
+    stats: dict[str, Any] = {
+        "format": source.format,
+        "rows": source.rows,
+        "bad_rows": source.bad_rows,
+        "duplicates": duplicates,
+    }
     parts = split(rows, data)
     parts["eval"], parts["test"] = (first_by_hash(parts[name], judged.max_samples) for name in ("eval", "test"))
     total = sum(map(len, parts.values()))
