@@ -449,7 +449,7 @@ def test_a_folder_stands_for_the_files_of_rows_in_it(tmp_path, caplog, monkeypat
     items, found = load(data_config(tmp_path))
     assert [Path(item.place).name for item in items] == ["a.jsonl:1", "b.jsonl:1", "c.jsonl:1"]
     assert found == Found("alpaca + qa", rows=3, left_out=3)
-    assert "3 files are read, 3 are left out (.hidden.jsonl, README.md, x.bin)" in caplog.text
+    assert "files read: 3, left out: 3 (.hidden.jsonl, README.md, x.bin)" in caplog.text
 
 
 def test_a_list_of_paths_is_read_in_its_order(tmp_path):

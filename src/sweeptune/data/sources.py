@@ -164,7 +164,7 @@ def _tell_left_out(part: _Part) -> None:
         names = ", ".join(file.name for file in part.left_out[:SHOWN])
         more = ", ..." if len(part.left_out) > SHOWN else ""
         count = len(part.left_out)
-        log.info("%s: %d files are read, %d are left out (%s%s)", part.name, len(part.files), count, names, more)
+        log.info("%s: files read: %d, left out: %d (%s%s)", part.name, len(part.files), count, names, more)
 
 
 def _parts(data: DataConfig) -> list[_Part]:
