@@ -75,10 +75,40 @@ def test_one_wrong_override_is_one_problem_that_says_how_to_mend_it(override: st
 
 
 RULES = [
-    (["data=jsonl", "data.path=missing.jsonl"], "data.path=missing.jsonl: no such file"),
+    (["data=jsonl", "data.path=missing.jsonl"], "data.path=missing.jsonl: no such file or folder; relative paths"),
+    (["data=text", "data.path=missing.txt"], "data.path=missing.txt: no such file or folder"),
+    (["data=jsonl", "data.path=[]"], "data.path=[]: names no file"),
     (["data=jsonl"], "data=jsonl data.path=<file>.jsonl"),
-    (["data=jsonl", "data.path=."], "this is a folder, not a file"),
-    (["data.path=missing.jsonl"], "no such file: check the path. A file is read by data=jsonl data.path=missing.jsonl"),
+    (
+        ["data=text"],
+        "data=text data.path=<file>.txt (or a folder), or take the text that Python carries: data=pydocs_t",
+    ),
+    (["data=hub"], "Name one: data=hub data.path=<owner>/<name>"),
+    (["data=jsonl", "data.path=."], "data.path=.: this folder holds no file that is known; known are .jsonl, .ndjson"),
+    (["data.path=missing.jsonl"], "Besides, no such file or folder"),
+    (
+        ["data.path=missing.jsonl"],
+        "A file is read by data=jsonl data.path=missing.jsonl; for pydocs leave data.path out",
+    ),
+    (["data=pydocs_text", "data.path=a.txt"], "A file is read by data=text data.path=a.txt; for pydocs_text leave"),
+    (["data.mix=[{path: a.jsonl}]"], "data.mix: data=pydocs reads Python's own docstrings"),
+    (["data=jsonl", "data.mix=[]"], "data.mix=[]: names no dataset. Give data.mix=[{path: a.jsonl, weight: 2}"),
+    (["data=jsonl", "data.mix=[{path: a.jsonl}]"], "data.mix[0].path=a.jsonl: no such file or folder"),
+    (["data=jsonl", "data.path=a.jsonl", "data.mix=[{path: a.jsonl}]"], "are both given: the data is either one"),
+    (["data=hub", "data.mix=[{path: a.jsonl}]"], "data=hub reads one dataset. Use data=jsonl data.mix=[...]"),
+    (["data=hub", "data.path=[a/b,c/d]"], "data.path=[a/b,c/d]: data=hub reads one dataset"),
+    (["data=hub", "data.path=./a.jsonl"], "is neither a hub id nor a folder on this machine. Give data.path=<owner>/"),
+    (["data=hub", "data.path=a/b/c"], "a file is read by data=jsonl data.path=a/b/c"),
+    (
+        ["data.streaming=true"],
+        "data.streaming=true: is for hub datasets, and this is data=pydocs. Leave it out (data.str",
+    ),
+    (
+        ["data.split=test"],
+        "data.split=test: is for hub datasets, and this is data=pydocs. Leave it out (data.split=train)",
+    ),
+    (["data.subset=main"], "Leave it out (data.subset=null), or use data=hub data.path=<owner>/<name>"),
+    (["data.revision=main"], "data.revision=main: is for hub datasets"),
     (["data.eval_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
     (["train.tokens_per_step=100"], "train.tokens_per_step=256, or shorten the rows, data.max_length=100"),
     (["train.epochs=null"], "for example train.epochs=1"),
@@ -105,6 +135,61 @@ def test_settings_that_cannot_work_together(
     problems = check(overrides, multirun=False)
     assert len(problems) == 1
     assert says in problems[0]
+
+
+FILE_RULES = [
+    (["data=jsonl", "data.path=[a.jsonl,b.jsonl]"], "data.path=[a.jsonl,b.jsonl]: b.jsonl: no such file or folder"),
+    (
+        ["data=jsonl", "data.path=table.xlsx"],
+        "unknown file ending; known are .jsonl, .ndjson, .json, .csv, .tsv, .parq",
+    ),
+    (["data=jsonl", "data.path=rows.parquet.gz"], "all but .parquet also with .gz behind"),
+    (["data=jsonl", "data.path=books"], "its 1 text files are read by data=text"),
+    (
+        ["data=text", "data.path=empty"],
+        "this folder holds no file that is known; known are .jsonl, .ndjson, .json, .csv",
+    ),
+    (["data=text", "data.path=a.jsonl", "data.format=alpaca"], "data=text reads raw text only. Rows of other formats"),
+    (["data=text", "data.mix=[{path: a.jsonl, format: qa}]"], "data.mix[0].format=qa: data=text reads raw text only"),
+    (["data=jsonl", "data.mix=[{path: a.jsonl, weight: 2}, {path: books/a.txt}]"], "others do not (books/a.txt). Give"),
+    (["data=jsonl", "data.mix=[{path: a.jsonl}, {path: table.xlsx}]"], "data.mix[1].path=table.xlsx: unknown file end"),
+]
+
+
+@pytest.fixture
+def some_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files to name; what is in them is not looked at."""
+    for name in ("a.jsonl", "table.xlsx", "rows.parquet.gz", "books/a.txt", "empty/.hidden.jsonl", "empty/a.xyz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("some_files")
+@pytest.mark.parametrize(("overrides", "says"), FILE_RULES, ids=[" ".join(overrides) for overrides, _ in FILE_RULES])
+def test_files_that_cannot_be_read(overrides: list[str], says: str) -> None:
+    problems = check(overrides, multirun=False)
+    assert len(problems) == 1
+    assert says in problems[0]
+
+
+@pytest.mark.usefixtures("some_files")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=jsonl", "data.path=[a.jsonl,books/a.txt]"],
+        ["data=jsonl", "data.path=."],
+        ["data=text", "data.path=books"],
+        ["data=jsonl", "data.mix=[{path: a.jsonl, weight: 2}, {path: books, weight: 1, format: text}]"],
+        ["data=pydocs_text"],
+        ["data=hub", "data.path=openai/gsm8k", "data.subset=main", "data.split=test", "data.streaming=true"],
+        ["data=hub", "data.path=squad", "data.revision=v1.0"],
+        ["data=hub", "data.path=./books"],
+    ],
+    ids=" ".join,
+)
+def test_sources_that_are_let_through(overrides: list[str]) -> None:
+    assert check(overrides, multirun=False) == []
 
 
 @pytest.mark.parametrize(
@@ -148,8 +233,9 @@ def test_what_hydra_refuses_does_not_hide_the_rest() -> None:
     assert [problem.split()[0] for problem in problems] == ["method.rnak=4:", "Hydra", "train.max_steps,"]
 
 
-def test_one_mistake_in_a_group_does_not_cause_others() -> None:
-    file = Path(__file__).as_posix()
+def test_one_mistake_in_a_group_does_not_cause_others(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.touch()
     assert len(check(["data=jsnol", f"data.path={file}"], multirun=False)) == 1
     assert len(check(["method=ful", "train.max_steps=3"], multirun=False)) == 1
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
+from sweeptune.data.sources import Found, read
 from sweeptune.data.tokenize import Row
+
+GOOD = {"question": "What is 1+1?", "answer": "It is 2."}
 
 
 def data_config(path: Path | None = None, **changed: Any) -> DataConfig:
@@ -69,3 +73,16 @@ def pairs(count: int) -> list[Conversation]:
 def ids(rows: Sequence[Row] | Sequence[Conversation]) -> list[str]:
     """Which rows these are."""
     return [row.id for row in rows]
+
+
+def write(folder: Path, *lines: object, name: str = "rows.jsonl") -> Path:
+    """Write rows to a file, a line each; what is text is written as it stands."""
+    path = folder / name
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines), "utf-8")
+    return path
+
+
+def load(data: DataConfig) -> tuple[list[Conversation], Found]:
+    """Read all rows."""
+    found = Found()
+    return list(read(data, found)), found

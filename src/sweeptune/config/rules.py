@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sweeptune.config.data_rules import data_format, data_source, hub_only
 from sweeptune.config.schema import Config
 
 
@@ -25,30 +26,6 @@ def validate(config: Config) -> list[str]:
         ['train.max_steps, train.max_tokens and train.epochs are all null: ...']
     """
     return [problem for rule in RULES for problem in rule(config)]
-
-
-def _data_path(config: Config) -> Iterator[str]:
-    path, name = config.data.path, config.data.name
-    if path is None:
-        if name == "jsonl":
-            yield "data=jsonl: reads a file, and none is given. Name it: data=jsonl data.path=<file>.jsonl"
-        return
-    trouble = _file_trouble(Path(str(path)))
-    if name == "pydocs":
-        also = f"Besides, {trouble}: check the path. " if trouble else ""
-        yield (
-            f"data.path={path}: data=pydocs reads Python's own docstrings and no file. {also}"
-            f"A file is read by data=jsonl data.path={path}; for pydocs leave data.path out."
-        )
-    elif trouble:
-        yield f"data.path={path}: {trouble}. Relative paths start at {Path.cwd()}; give data.path=<an existing file>."
-
-
-def _file_trouble(path: Path) -> str | None:
-    file = path.expanduser()
-    if file.is_dir():
-        return "this is a folder, not a file"
-    return None if file.exists() else "no such file"
 
 
 def _held_out(config: Config) -> Iterator[str]:
@@ -182,7 +159,9 @@ def _why_cpu(config: Config) -> str:
 
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
-    _data_path,
+    data_source,
+    data_format,
+    hub_only,
     _held_out,
     _row_fits_in_a_step,
     _some_limit,

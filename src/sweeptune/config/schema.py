@@ -89,7 +89,7 @@ METHOD_SCHEMAS: dict[str, type[FullConfig] | type[LoraConfig]] = {
 }
 
 
-RowFormat = Literal["auto", "messages", "alpaca", "sharegpt", "xtuner", "prompt_completion", "qa", "text"]
+RowFormat = Literal["auto", "messages", "alpaca", "alpaca_zh", "sharegpt", "xtuner", "prompt_completion", "qa", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)

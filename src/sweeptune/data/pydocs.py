@@ -28,12 +28,8 @@ def load_pydocs() -> list[Conversation]:
     Raises:
         ConfigError: This Python comes without its sources.
     """
-    root = Path(sysconfig.get_path("stdlib"))
     rows: dict[str, Conversation] = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if LEFT_OUT & set(parts) or any(part.startswith("_") for part in parts if part != "__init__"):
-            continue
+    for path, parts in modules():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # old escapes in old sources are nobody's concern here
@@ -44,13 +40,27 @@ def load_pydocs() -> list[Conversation]:
         for name, kind, doc in _documented(tree, f"{module}."):
             if len(doc.split()) >= MIN_WORDS:
                 question = f"What does the {kind} `{name}` do in Python?"
-                rows.setdefault(doc, conversation([("user", question), ("assistant", doc)], split_key=module))
+                turns = [("user", question), ("assistant", doc)]
+                rows.setdefault(doc, conversation(turns, split_key=module, place=name))
     if not rows:
         raise ConfigError(
-            f"data=pydocs: there are no sources in {root}, so this Python has no docstrings to read; "
+            f"data=pydocs: there are no sources in {_root()}, so this Python has no docstrings to read; "
             "use a file of your own: data=jsonl data.path=<file>.jsonl"
         )
     return list(rows.values())
+
+
+def modules() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The files that are read, in order, each with the parts of its module's name."""
+    root = _root()
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if not LEFT_OUT & set(parts) and not any(part.startswith("_") for part in parts if part != "__init__"):
+            yield path, parts
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
 
 
 def _documented(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, str, str]]:

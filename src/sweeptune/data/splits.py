@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.conversation import Conversation
-from sweeptune.data.jsonl import load_jsonl
-from sweeptune.data.pydocs import load_pydocs
+from sweeptune.data.sources import Found, read
 from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
@@ -102,10 +101,13 @@ def load_whole(
 
 
 def _read(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
-    if data.name == "pydocs":
-        rows = load_pydocs()
-        return rows, {"format": "qa", "rows": len(rows), "bad_rows": 0, "duplicates": 0}
-    return load_jsonl(data)
+    found = Found()
+    distinct: dict[str, Conversation] = {}
+    for item in read(data, found):
+        distinct.setdefault(item.id, item)
+    duplicates = found.rows - found.bad_rows - len(distinct)
+    stats = {"format": found.format, "rows": found.rows, "bad_rows": found.bad_rows, "duplicates": duplicates}
+    return list(distinct.values()), stats
 
 
 def position(key: str) -> float:
