@@ -66,7 +66,7 @@ def test_every_option_composes_and_is_named_like_its_file(group: str, option: st
 
 @pytest.mark.parametrize("method", OPTIONS["method"])
 def test_options_combine_freely(method: str) -> None:
-    for model, data, hardware in product(OPTIONS["model"], OPTIONS["data"], OPTIONS["hardware"]):
+    for model, data, hardware in product(OPTIONS["model"][:3], OPTIONS["data"], OPTIONS["hardware"]):
         config = compose([f"model={model}", f"method={method}", f"data={data}", f"hardware={hardware}"])
         chosen = (config.model.name, config.method.name, config.data.name, config.hardware.name)
         assert chosen == (model, method, data, hardware)

@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -46,6 +46,30 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 BPE = 2
 RECIPE = 1
 """Goes up when the same file would be built into another tokenizer: cached ones are then made anew."""
+PROTO = """
+name: "sweeptune_pieces.proto" package: "sweeptune" syntax: "proto2"
+message_type {
+  name: "Model"
+  field { name: "pieces" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: "Piece" }
+  field { name: "trainer_spec" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "Trainer" }
+  field { name: "normalizer_spec" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: "Normalizer" }
+}
+message_type {
+  name: "Piece"
+  field { name: "piece" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "score" number: 2 label: LABEL_OPTIONAL type: TYPE_FLOAT }
+  field { name: "type" number: 3 label: LABEL_OPTIONAL type: TYPE_INT32 default_value: "1" }
+}
+message_type {
+  name: "Trainer"
+  field { name: "model_type" number: 3 label: LABEL_OPTIONAL type: TYPE_INT32 default_value: "1" }
+}
+message_type {
+  name: "Normalizer"
+  field { name: "add_dummy_prefix" number: 3 label: LABEL_OPTIONAL type: TYPE_BOOL default_value: "true" }
+}
+"""
+"""The part of sentencepiece's ``sentencepiece_model.proto`` that is read."""
 GIVE = "give model.tokenizer=<InternLM2's tokenizer.model>"
 CANARY = "The quick brown fox jumps over the lazy dog.<|im_end|>"
 CANARY_IDS = [918, 4131, 14018, 38648, 34256, 1053, 410, 15810, 5718, 281, 92542]
@@ -106,36 +130,9 @@ def _pieces(content: bytes, file: Path) -> list[tuple[str, float, int]]:
 
 
 def _message() -> Any:
-    """An empty message of the fields that are read, after sentencepiece's ``sentencepiece_model.proto``.
-
-    It lives in a pool of its own, so that it is in nobody's way who registers the whole file.
-    """
-    field = descriptor_pb2.FieldDescriptorProto
-    proto = descriptor_pb2.FileDescriptorProto(name="sweeptune_pieces.proto", package="sweeptune", syntax="proto2")
-
-    def message(name: str, *fields: tuple[str, int, int, str]) -> None:
-        added = proto.message_type.add(name=name)
-        for label, number, kind, other in fields:
-            many = kind == field.TYPE_MESSAGE and label == "pieces"
-            option = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
-            named = {"type_name": f".sweeptune.{other}"} if kind == field.TYPE_MESSAGE else {}
-            default = {"default_value": other} if other and not named else {}
-            added.field.add(name=label, number=number, type=kind, label=option, **named, **default)
-
-    text, number, real, flag, inner = (
-        field.TYPE_STRING, field.TYPE_INT32, field.TYPE_FLOAT, field.TYPE_BOOL, field.TYPE_MESSAGE,
-    )  # fmt: skip
-    message("Piece", ("piece", 1, text, ""), ("score", 2, real, ""), ("type", 3, number, "1"))
-    message("Trainer", ("model_type", 3, number, "1"))
-    message("Normalizer", ("add_dummy_prefix", 3, flag, "true"))
-    message(
-        "Model",
-        ("pieces", 1, inner, "Piece"),
-        ("trainer_spec", 2, inner, "Trainer"),
-        ("normalizer_spec", 3, inner, "Normalizer"),
-    )
+    """An empty message of the fields in `PROTO`, in a pool of its own: others may register the whole file."""
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(proto)
+    pool.Add(text_format.Parse(PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("sweeptune.Model"))()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -103,8 +104,8 @@ def load_tokenizer(model: ModelConfig | str | Path, *, image_token: str | None =
     """Load a model's tokenizer; where random weights come without one, a byte-level tokenizer stands in.
 
     Args:
-        model: A folder, a hub id, or the model's settings, whose ``tokenizer`` (a folder, a hub id or InternLM2's
-            ``tokenizer.model``) replaces the one that comes with the weights.
+        model: A folder, a hub id, InternLM2's ``tokenizer.model``, or the model's settings, whose ``tokenizer`` (one
+            of these three) replaces the one that comes with the weights.
         image_token: Text that becomes one token, in an unused slot of InternLM2's vocabulary: ``<image>``.
 
     Raises:
@@ -114,7 +115,8 @@ def load_tokenizer(model: ModelConfig | str | Path, *, image_token: str | None =
         >>> load_tokenizer("internlm/internlm2-1_8b", image_token="<image>").encode("<image>\\nWhat is this?")
         [92537, 364, 3993, 505, 550, 345]
     """
-    model = as_settings(model)
+    if not isinstance(model, ModelConfig):
+        model = replace(as_settings(model), tokenizer=str(model))  # which needs no config.json and no weights
     what = "model.tokenizer" if model.tokenizer else "model.path"
     place = _tokenizer_place(model)
     if place is None:
