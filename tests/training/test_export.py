@@ -136,7 +136,8 @@ def test_a_merged_internlm2_has_the_published_layout_and_the_trained_logits(
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-4)
     start = load_model(config.model, dtype="fp32", device="cpu")
     assert (logits(start) - expected).abs().max() > 1e-2
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 92542]
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 92542] and values["use_cache"] is True
 
 
 @pytest.mark.slow

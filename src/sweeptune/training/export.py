@@ -71,7 +71,8 @@ def _check_layout(folder: Path, layout: str, merge: bool) -> None:
 
 
 def save_plain(model: PreTrainedModel, out: Path, layout: str) -> None:
-    """Write a plain model; its generation settings stop at the end of a turn, too."""
+    """Write a plain model for use: with a cache, and an InternLM2 stops at the end of a turn, too."""
+    model.config.use_cache = model.generation_config.use_cache = True  # off in training, and slow when it stays off
     if model.config.model_type == MODEL_TYPE:
         model.generation_config.eos_token_id = STOP_TOKENS
     plain = to_llama(model) if layout == "llama" else model
