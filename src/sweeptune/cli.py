@@ -88,18 +88,21 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="One plain model; else a PEFT adapter.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where to write; by default <run>/export.")] = None,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16: of the merged weights.")] = "bf16",
+    layout: Annotated[
+        str, typer.Option(help="original, or llama: an InternLM2 as a plain Llama, for vLLM or llama.cpp.")
+    ] = "original",
     check: Annotated[bool, typer.Option(help="Judge what was written on the run's eval rows.")] = True,
 ) -> None:
     """Write a trained run as a folder that transformers or PEFT loads."""
+    from sweeptune.models.load import DTYPES
     from sweeptune.tracking.record import read_record
     from sweeptune.training.export import export as export_run
     from sweeptune.training.judge import judge_folder
-    from sweeptune.training.placement import DTYPES
 
     if dtype not in ("fp32", "bf16"):
         raise ConfigError(f"--dtype {dtype}: use fp32 or bf16")
     target = out or run / "export"
-    trained = export_run(run, target, merge=merge, dtype=DTYPES[dtype])
+    trained = export_run(run, target, merge=merge, dtype=DTYPES[dtype], layout=layout)
     typer.echo(f"wrote {target} (step {trained.step})")
     if check and (target / "config.json").exists():
         after = judge_folder(target, trained.config, DTYPES[dtype])["loss"]

@@ -204,15 +204,22 @@ def weights_hash(folder: Path) -> str:
         with file.open("rb") as handle:
             while chunk := handle.read(CHUNK):
                 digest.update(chunk)
-    _remember(known, digest.hexdigest()[:16])
+    remember(known, digest.hexdigest()[:16], "the hash of the weights")
     return digest.hexdigest()[:16]
 
 
-def _remember(known: Path, text: str) -> None:
+def remember(known: Path, text: str, what: str) -> None:
+    """Keep something in the cache that is slow to make; it appears whole or not at all.
+
+    Args:
+        known: The file.
+        text: Its content.
+        what: Named in the warning where the cache cannot be written: only the next run is slower then.
+    """
     part = known.with_suffix(f".{os.getpid()}")
     try:
         known.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(known)
-    except OSError as error:  # the hash is right all the same; only the next run has to read the weights again
-        log.warning("%s: the hash of the weights could not be kept (%s)", known, error.strerror)
+    except OSError as error:
+        log.warning("%s: %s could not be kept (%s)", known, what, error.strerror)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -29,11 +31,15 @@ from transformers.utils import logging as transformers_logging
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import ModelConfig
 from sweeptune.models.fetch import MODELS, cached_model, weights_hash
+from sweeptune.models.internlm2 import MODEL_TYPE
+from sweeptune.models.internlm2_tokenizer import from_folder, internlm2_tokenizer, misread
 from sweeptune.models.tiny import tiny_tokenizer
 
 transformers_logging.disable_progress_bar()  # our own bars show the loading
 
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHT_FILES = ["*.safetensors", "*.bin"]
+HUB_FILES = ["*.json", "*.model", "*.jinja", "*.txt", *WEIGHT_FILES]
 
 
 def locate(model: ModelConfig) -> Path | None:
@@ -64,33 +70,109 @@ def locate(model: ModelConfig) -> Path | None:
         return None
     if folder.is_absolute() or model.path.startswith((".", "~")):
         raise ConfigError(f"model.path={model.path}: no such folder. Give a saved model's folder or a hub id")
+    return _download(model.path, "model.path", HUB_FILES)
+
+
+def _download(name: str, what: str, files: list[str]) -> Path:
     try:
-        return Path(snapshot_download(model.path, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
-            f"model.path={model.path}: neither a local folder nor to be had from the hub "
+            f"{what}={name}: neither a local folder nor to be had from the hub "
             f"({type(error).__name__}: {_brief(error)}). Download it where there is a network "
-            f"(hf download {model.path}), give its folder as model.path=, measure memory and speed with "
+            f"(hf download {name}), give its folder as {what}=, measure memory and speed with "
             "model.weights=random, or train the embedded model: model=smollm2_135m_q4"
         ) from error
 
 
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+def as_settings(model: ModelConfig | str | Path) -> ModelConfig:
+    """Settings for a folder or a hub id: its pretrained weights, its own tokenizer, and nothing special."""
+    if isinstance(model, ModelConfig):
+        return model
+    return ModelConfig(
+        name=Path(model).name,
+        path=str(model),
+        weights="pretrained",
+        dtype="auto",
+        tokenizer=None,
+        attention="auto",
+        architecture=None,
+    )
+
+
+def load_tokenizer(model: ModelConfig | str | Path, *, image_token: str | None = None) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; where random weights come without one, a byte-level tokenizer stands in.
 
     Args:
-        model: The model's settings.
+        model: A folder, a hub id, InternLM2's ``tokenizer.model``, or the model's settings, whose ``tokenizer`` (one
+            of these three) replaces the one that comes with the weights.
+        image_token: Text that becomes one token, in an unused slot of InternLM2's vocabulary: ``<image>``.
 
     Raises:
-        ConfigError: The folder has no readable tokenizer.
+        ConfigError: There is no such folder, or no tokenizer in it that can be read.
+
+    Example:
+        >>> load_tokenizer("internlm/internlm2-1_8b", image_token="<image>").encode("<image>\\nWhat is this?")
+        [92537, 364, 3993, 505, 550, 345]
     """
-    folder = locate(model)
-    if folder is None:
-        return tiny_tokenizer()
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.path={folder}: no tokenizer that transformers can read ({_brief(error)})") from error
+    if not isinstance(model, ModelConfig):
+        model = replace(as_settings(model), tokenizer=str(model))  # which needs no config.json and no weights
+    what = "model.tokenizer" if model.tokenizer else "model.path"
+    place = _tokenizer_place(model)
+    if place is None:
+        tokenizer = tiny_tokenizer()
+    elif place.is_file():
+        return internlm2_tokenizer(place, image_token=image_token)
+    elif _only_pieces(place):
+        return from_folder(place, image_token=image_token)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{what}={place}: no tokenizer that transformers can read ({_brief(error)})") from error
+        if misread(tokenizer):
+            if (place / "tokenizer.model").is_file():
+                return from_folder(place, image_token=image_token)
+            raise ConfigError(
+                f"{what}={place}: its tokenizer.json gives other ids than InternLM2's tokenizer (converted by a tool "
+                "that reads it wrongly). Give model.tokenizer=<InternLM2's tokenizer.model>"
+            )
+    if image_token is not None and tokenizer.convert_tokens_to_ids(image_token) in (None, tokenizer.unk_token_id):
+        raise ConfigError(
+            f"image_token={image_token}: this tokenizer has no such token. Only InternLM2's, read from its "
+            "tokenizer.model, has an unused slot for it: give model.tokenizer=<tokenizer.model>"
+        )
+    return tokenizer
+
+
+def _tokenizer_place(model: ModelConfig) -> Path | None:
+    """The folder or file that holds the tokenizer; None where nothing does."""
+    if model.tokenizer is None:
+        return locate(model)
+    place = Path(model.tokenizer).expanduser()
+    if place.exists():
+        return place
+    if place.is_absolute() or model.tokenizer.startswith((".", "~")) or place.suffix == ".model":
+        raise ConfigError(
+            f"model.tokenizer={model.tokenizer}: no such file or folder. Give a folder with a tokenizer, a hub id or "
+            "a tokenizer.model"
+        )
+    return _download(model.tokenizer, "model.tokenizer", [name for name in HUB_FILES if name not in WEIGHT_FILES])
+
+
+def pieces_file(model: ModelConfig) -> Path | None:
+    """The ``tokenizer.model`` that a model's tokenizer comes from, or None where it has none."""
+    place = _tokenizer_place(model)
+    file = place / "tokenizer.model" if place is not None and place.is_dir() else place
+    return file if file is not None and file.is_file() else None
+
+
+def _only_pieces(folder: Path) -> bool:
+    """Whether a folder has a ``tokenizer.model`` and nothing that transformers would read rightly."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return False
+    settings = folder / "config.json"
+    return not settings.is_file() or json.loads(settings.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
 
 
 def load_config(model: ModelConfig) -> PreTrainedConfig:
@@ -107,7 +189,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
         )
     try:
         if folder is not None:
-            return AutoConfig.from_pretrained(folder)
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return AutoConfig.for_model(values.pop("model_type"), **values)
     except (OSError, ValueError, StrictDataclassError) as error:
         what = "model.architecture" if folder is None else f"model.path={folder}: its config.json"
@@ -115,19 +197,20 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
 
 
 def load_model(
-    model: ModelConfig,
+    model: ModelConfig | str | Path,
     *,
-    dtype: torch.dtype,
-    device: torch.device,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
     quantization: BitsAndBytesConfig | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """Load a causal language model onto a device.
 
     Args:
-        model: The model's settings.
-        dtype: Storage type of the weights that stay unquantised.
-        device: Where it is loaded.
+        model: A folder, a hub id, or the model's settings.
+        dtype: Storage type of the weights that stay unquantised, such as ``torch.bfloat16`` or ``"bf16"``; ``auto`` is
+            what the settings or the checkpoint say, else bf16.
+        device: Where it is loaded; ``auto`` is the GPU, if there is one.
         quantization: How bitsandbytes stores the linear layers, or None.
         seed: Decides random weights; pretrained ones ignore it.
 
@@ -135,15 +218,21 @@ def load_model(
         ConfigError: The model is not there or cannot be read, or the attention back-end is not supported by it.
 
     Example:
-        >>> model = load_model(config.model, dtype=torch.bfloat16, device=torch.device("cuda"))
+        >>> model = load_model("internlm/internlm2-1_8b")
+        >>> model = load_model("my/folder", dtype="fp32", device="cpu")
+        >>> model = load_model(config.model, quantization=sweeptune.methods.quantized.nf4(torch.bfloat16))
     """
+    model = as_settings(model)
+    dtype = _dtype(model, dtype)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    # Published config.json files of InternLM2 ask for eager attention; what is passed here wins.
     options: dict[str, Any] = {"attn_implementation": "sdpa" if model.attention == "auto" else model.attention}
     quantized = {"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}
     try:
         if model.weights == "pretrained":
-            folder = locate(model)
+            options |= {"trust_remote_code": False, "weights_only": True}
             placed = quantized or {"device_map": {"": str(device)}}
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options, **placed)
+            loaded = AutoModelForCausalLM.from_pretrained(locate(model), dtype=dtype, **options, **placed)
         else:
             torch.manual_seed(seed)
             with torch.device(device):
@@ -154,10 +243,23 @@ def load_model(
                 loaded = type(loaded).from_pretrained(None, **options, **quantized)
     except ImportError as error:
         raise ConfigError(f"model.attention={model.attention}: {_brief(error)}") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"model={model.name}: cannot be loaded ({_brief(error)})") from error
     loaded.config.use_cache = False
     return loaded
+
+
+def _dtype(model: ModelConfig, dtype: torch.dtype | str) -> torch.dtype:
+    """What ``auto`` and names stand for."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = model.dtype if dtype == "auto" else dtype
+    if name == "auto":
+        stored = load_config(model).dtype
+        return stored if isinstance(stored, torch.dtype) else torch.bfloat16
+    if name not in DTYPES:
+        raise ConfigError(f"dtype={name}: use auto, {', '.join(DTYPES)} or a torch.dtype")
+    return DTYPES[name]
 
 
 def weights_digest(model: ModelConfig, *, dtype: torch.dtype, device: torch.device, seed: int) -> str:

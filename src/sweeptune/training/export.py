@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,10 +14,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sweeptune.config.errors import ConfigError
 from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
-from sweeptune.training.restore import Trained, dequantize, load_trained
+from sweeptune.models.internlm2 import MODEL_TYPE, STOP_TOKENS, readable_by_all, to_llama
+from sweeptune.models.internlm2_tokenizer import make_portable
+from sweeptune.models.load import load_config, pieces_file
+from sweeptune.training.restore import Trained, dequantize, load_trained, newest
+
+LAYOUTS = ("original", "llama")
 
 
-def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype) -> Trained:
+def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype, layout: str = "original") -> Trained:
     """Write a run's model where ``from_pretrained`` finds it.
 
     Args:
@@ -25,22 +31,59 @@ def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype) -> Train
         merge: One plain model, its base dequantised and its adapters added in; else a PEFT adapter for the original
             base (full fine-tuning has no adapter: its model is written either way).
         dtype: Of the merged weights; adding is done in fp32.
+        layout: ``original`` names and stores the weights as the base does (InternLM2's fused ``wqkv``); ``llama``
+            writes an InternLM2 as a plain Llama, for tools that know no other.
 
     Returns:
         The run's model, settings and tokenizer. After a merge its model is used up.
 
     Raises:
-        ConfigError: ``out`` is not empty, or the run has no checkpoint.
+        ConfigError: ``out`` is not empty, the run has no checkpoint, or its model cannot take the layout.
+
+    Example:
+        >>> export(Path("outputs/run"), Path("plain"), merge=True, dtype=torch.bfloat16, layout="llama")
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; choose another folder")
+    _check_layout(folder, layout, merge)
     trained = load_trained(folder)
     if merge or not isinstance(trained.model, PeftModel):
-        merged(trained.model).to(dtype).save_pretrained(out)
+        save_plain(merged(trained.model).to(dtype), out, layout)
     else:
         save_adapter(trained, folder, out)
     trained.tokenizer.save_pretrained(out)
+    make_portable(trained.tokenizer, out, pieces_file(trained.config.model))
     return trained
+
+
+def _check_layout(folder: Path, layout: str, merge: bool) -> None:
+    """Refuse before anything is loaded."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--layout {layout}: use {' or '.join(LAYOUTS)}")
+    if layout == "original":
+        return
+    config, _ = newest(folder)
+    kind = load_config(config.model).model_type
+    if kind not in ("llama", MODEL_TYPE):
+        raise ConfigError(f"--layout llama: model={config.model.name} is a {kind} and no Llama; use --layout original")
+    if config.method.name != "full" and not merge:
+        raise ConfigError("--layout llama: an adapter has no layout of its own; add --merge")
+
+
+def save_plain(model: PreTrainedModel, out: Path, layout: str) -> None:
+    """Write a plain model for use: with a cache, and an InternLM2 stops at the end of a turn, too."""
+    model.config.use_cache = model.generation_config.use_cache = True  # off in training, and slow when it stays off
+    if model.config.model_type == MODEL_TYPE:
+        model.generation_config.eos_token_id = STOP_TOKENS
+    plain = to_llama(model) if layout == "llama" else model
+    plain.save_pretrained(out)
+    if layout == "original" and model.config.model_type != MODEL_TYPE:
+        return
+    file = out / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values = readable_by_all(values) if layout == "llama" else values
+    values["torch_dtype"] = values["dtype"]  # its name before transformers 4.56
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -40,6 +40,7 @@ def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, 
     """Evaluate a saved model on the eval rows of a run's settings, computing in ``dtype``."""
     placement = place(config)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(placement.device)
+    model.config.use_cache = False  # as in training: a cache costs memory, and with one packed rows see each other
     placement = replace(placement, compute=torch.float32)  # the weights' own dtype, without autocast
     return _score(model, held_out(config, "eval"), config, placement, int(model.config.pad_token_id or 0))
 

@@ -8,8 +8,8 @@ import torch
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
+from sweeptune.models.load import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 2**30
 
 
