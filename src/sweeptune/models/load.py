@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import ModelConfig
+from sweeptune.kernels.attention import IMPLEMENTATIONS
 from sweeptune.models.fetch import MODELS, cached_model, weights_hash
 from sweeptune.models.tiny import tiny_tokenizer
 
@@ -137,7 +138,7 @@ def load_model(
     Example:
         >>> model = load_model(config.model, dtype=torch.bfloat16, device=torch.device("cuda"))
     """
-    options: dict[str, Any] = {"attn_implementation": "sdpa" if model.attention == "auto" else model.attention}
+    options: dict[str, Any] = {"attn_implementation": IMPLEMENTATIONS.get(model.attention, "sdpa")}
     quantized = {"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}
     try:
         if model.weights == "pretrained":
