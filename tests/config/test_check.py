@@ -214,11 +214,30 @@ def test_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems == ["hardware.gpus_per_trial=2: this machine has 1. Use hardware.gpus_per_trial=1"]
 
 
-@pytest.mark.parametrize(("found", "says"), [(None, "is not installed"), (object(), "needs a GPU")])
-def test_flash_attention(found: object, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
-    problems = check(["hardware=cpu", "model.attention=flash_attention_2"], multirun=False)
+@pytest.mark.parametrize(("installed", "says"), [(False, "is not installed"), (True, "needs a GPU")])
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flash_attention_4"])
+def test_flash_attention(name: str, installed: bool, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeptune.config.rules.flash_installed", lambda attention: installed)
+    problems = check(["hardware=cpu", f"model.attention={name}"], multirun=False)
     assert len(problems) == 1 and says in problems[0]
+
+
+@pytest.mark.parametrize(("name", "says"), [("varlen", "needs a GPU"), ("flex", "has no backward pass on a CPU")])
+def test_attention_for_gpus(name: str, says: str) -> None:
+    problems = check(["hardware=cpu", f"model.attention={name}"], multirun=False)
+    assert len(problems) == 1 and says in problems[0] and "Use model.attention=sdpa" in problems[0]
+
+
+def test_flash_attention_does_not_compute_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeptune.config.rules.gpu_count", lambda: 1)
+    problems = check(["hardware=gpu", "model.attention=varlen", "hardware.precision=fp32"], multirun=False)
+    assert len(problems) == 1 and "Use hardware.precision=bf16 or model.attention=sdpa" in problems[0]
+
+
+def test_truncating_before_cutting_is_refused() -> None:
+    problems = check(["data.packing=split", "data.on_long_row=truncate"], multirun=False)
+    assert len(problems) == 1 and "Use data.on_long_row=auto" in problems[0]
+    assert check(["data.packing=pack", "data.on_long_row=truncate"], multirun=False) == []
 
 
 def test_several_at_once_are_all_listed_in_order() -> None:

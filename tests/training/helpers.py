@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sweeptune.config.schema import Config
+from sweeptune.data import samples
 from sweeptune.training.session import Session, open_session
 from sweeptune.training.step import accumulate
 
@@ -22,7 +23,6 @@ def gradients(config: Config, folder: Path, step: int = 0) -> tuple[Session, dic
     """The gradients of one step, before clipping."""
     session = open_session(config, folder)
     session.model.train()
-    rows = [session.splits.train[i] for i in session.steps[step].rows]
-    accumulate(session, rows, session.steps[step].loss_tokens)
+    accumulate(session, samples(session.splits.train, session.steps[step].packs), session.steps[step].loss_tokens)
     found = {n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None}
     return session, found

@@ -5,12 +5,19 @@ Each rule is a small generator that yields a problem: the settings seen, why not
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sweeptune.config.data_rules import data_format, data_source, hub_only
 from sweeptune.config.schema import Config
+
+FLASH_PACKAGES = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+    "flash_attention_4": "flash-attn-4",
+}
+"""The package that brings each Flash Attention: 2 and 4 share a module's name, so only the package tells them apart."""
 
 
 def validate(config: Config) -> list[str]:
@@ -90,14 +97,45 @@ def _needs_cuda(config: Config) -> Iterator[str]:
             f"hardware.memory_cap_gib={cap}: caps GPU memory, and {_why_cpu(config)}. "
             f"Use hardware.memory_cap_gib=null on a CPU"
         )
-    if config.model.attention == "flash_attention_2":
-        if importlib.util.find_spec("flash_attn") is None:
-            yield (
-                "model.attention=flash_attention_2: the package flash-attn is not installed. "
-                "Install it (pip install flash-attn) or use model.attention=sdpa"
-            )
-        elif _on_cpu(config):
-            yield f"model.attention=flash_attention_2: needs a GPU, and {_why_cpu(config)}. Use model.attention=sdpa"
+
+
+def flash_installed(attention: str) -> bool:
+    """Whether the package of a ``flash_attention_*`` is installed."""
+    try:
+        version(FLASH_PACKAGES[attention])
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _attention(config: Config) -> Iterator[str]:
+    wanted, seen = config.model.attention, f"model.attention={config.model.attention}"
+    if wanted in FLASH_PACKAGES and not flash_installed(wanted):
+        package = FLASH_PACKAGES[wanted]
+        yield (
+            f"{seen}: the package {package} is not installed. Install it (pip install {package}) or use "
+            "model.attention=auto"
+        )
+    elif wanted in (*FLASH_PACKAGES, "varlen") and _on_cpu(config):
+        yield f"{seen}: needs a GPU, and {_why_cpu(config)}. Use model.attention=sdpa"
+    elif wanted in (*FLASH_PACKAGES, "varlen") and config.hardware.precision == "fp32":
+        yield (
+            f"{seen}: computes in bf16 or fp16 only, and hardware.precision=fp32 is chosen. Use "
+            "hardware.precision=bf16 or model.attention=sdpa"
+        )
+    elif wanted == "flex" and _on_cpu(config):
+        yield f"{seen}: has no backward pass on a CPU, and {_why_cpu(config)}. Use model.attention=sdpa"
+
+
+def _packing(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.packing == "split" and data.on_long_row == "truncate":
+        # split cuts at max_length anyway: a row that is truncated before would lose its end for nothing.
+        yield (
+            "data.on_long_row=truncate with data.packing=split: split cuts rows of any length and loses nothing, so "
+            "truncating them first would throw their ends away. Use data.on_long_row=auto (or drop), or "
+            "data.packing=pack with data.on_long_row=truncate"
+        )
 
 
 def _gpus(config: Config) -> Iterator[str]:
@@ -168,6 +206,8 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _device,
     _precision,
     _needs_cuda,
+    _attention,
+    _packing,
     _gpus,
     _model,
     _resume,

@@ -1,8 +1,9 @@
-"""Data: sources, formats, the model's template, token ids with their loss mask, steps and batches."""
+"""Data: sources, formats, the model's template, token ids with their loss mask, packs, steps and batches."""
 
-from sweeptune.data.collate import IGNORED, Batch, collate
+from sweeptune.data.collate import IGNORED, Batch, collate, collate_packs
 from sweeptune.data.conversation import Conversation, Message
-from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
+from sweeptune.data.pack import Pack, Packs, Piece
+from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps, samples
 from sweeptune.data.splits import Splits, load_splits, load_whole
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
@@ -13,11 +14,15 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Message",
+    "Pack",
+    "Packs",
+    "Piece",
     "Row",
     "Span",
     "Splits",
     "Step",
     "collate",
+    "collate_packs",
     "eval_batches",
     "hash_plan",
     "hash_rows",
@@ -25,4 +30,5 @@ __all__ = [
     "load_whole",
     "micro_batches",
     "plan_steps",
+    "samples",
 ]

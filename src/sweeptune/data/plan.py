@@ -1,42 +1,53 @@
-"""Which rows make up which step: decided once, for the whole run, by data, seed and tokens per step only."""
+"""Which rows make up which step: decided once, for the whole run, by data, packing, seed and tokens per step only."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import TrainConfig
+from sweeptune.config.schema import DataConfig, TrainConfig
+from sweeptune.data.pack import Pack, Packs, Piece, cut_equal, pack_whole
 from sweeptune.data.tokenize import Row
+
+log = logging.getLogger("sweeptune")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The rows of one optimiser step.
+    """The packs of one optimiser step; without packing every pack is one whole row.
 
     Attributes:
-        rows: Indices into the training rows.
+        packs: Each a tuple of `Piece`: (index into the training rows, first token, behind the last).
         tokens: Real tokens in them.
-        loss_tokens: Tokens that bear loss.
+        loss_tokens: Tokens that bear loss; the first of a piece never does.
         epoch: Passes over the data after this step.
     """
 
-    rows: tuple[int, ...]
+    packs: Packs
     tokens: int
     loss_tokens: int
     epoch: float
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The row of every piece, in order."""
+        return tuple(self.packs.pieces[:, 0].tolist())
 
-def plan_steps(rows: Sequence[Row], train: TrainConfig, seed: int) -> list[Step]:
-    """Plan a whole run: rows in a random order per epoch, gathered until the next would exceed tokens_per_step.
 
-    Epochs follow each other without a break inside a step. Of ``max_steps``, ``max_tokens`` and ``epochs`` the first
-    limit reached ends the plan; a step that would exceed it is left out.
+def plan_steps(rows: Sequence[Row], data: DataConfig, train: TrainConfig, seed: int) -> list[Step]:
+    """Plan a whole run: packs in a random order per epoch, gathered until the next would exceed tokens_per_step.
+
+    Epochs follow each other without a break inside a step, but no pack holds samples of two. Of ``max_steps``,
+    ``max_tokens`` and ``epochs`` the first limit reached ends the plan; a step that would exceed it is left out. So are
+    packs of ``split`` without any loss token, and the log says how many.
 
     Args:
         rows: The training rows.
+        data: How samples share rows, and how long these are.
         train: tokens_per_step and the limits.
         seed: Decides the order.
 
@@ -45,22 +56,28 @@ def plan_steps(rows: Sequence[Row], train: TrainConfig, seed: int) -> list[Step]
     """
     if train.max_steps is None and train.max_tokens is None and train.epochs is None:
         raise ConfigError("nothing ends the training: set train.max_steps, train.max_tokens or train.epochs")
-    lengths = [row.length for row in rows]
-    learned = [row.loss_tokens for row in rows]
-    longest = max(lengths)
+    lengths = _column(rows, "lengths", lambda row: row.length)
+    learned = _column(rows, "loss_counts", lambda row: row.loss_tokens)
+    longest = max(lengths) if data.packing == "none" else data.max_length
     if longest > train.tokens_per_step:
         raise ConfigError(
             f"train.tokens_per_step={train.tokens_per_step}: the longest row has {longest} tokens and fits in no step; "
             f"set train.tokens_per_step={longest} or data.max_length={train.tokens_per_step}"
         )
+
+    def loss_tokens(piece: Piece) -> int:
+        whole = piece.begin == 0 and piece.end == lengths[piece.row]
+        return learned[piece.row] if whole else cut(rows[piece.row], piece.begin, piece.end).loss_tokens
+
     steps: list[Step] = []
     spent = 0
-    for chosen, seen in _gather(lengths, train, seed):
-        tokens = sum(lengths[i] for i in chosen)
+    for chosen, seen in _gather(_packs(lengths, loss_tokens, data, train, seed), lengths, train.tokens_per_step):
+        tokens = sum(piece.end - piece.begin for pack in chosen for piece in pack)
         if train.max_tokens is not None and spent + tokens > train.max_tokens:
             break
         spent += tokens
-        steps.append(Step(tuple(chosen), tokens, sum(learned[i] for i in chosen), seen / len(rows)))
+        loss = sum(loss_tokens(piece) for pack in chosen for piece in pack)
+        steps.append(Step(Packs(chosen), tokens, loss, seen / len(rows)))
         if train.max_steps is not None and len(steps) == train.max_steps:
             break
     if not steps:
@@ -71,55 +88,93 @@ def plan_steps(rows: Sequence[Row], train: TrainConfig, seed: int) -> list[Step]
     return steps
 
 
-def _gather(lengths: Sequence[int], train: TrainConfig, seed: int) -> Iterator[tuple[list[int], int]]:
-    """The rows of each step, with the number of rows seen after it."""
-    chosen: list[int] = []
+def _column(rows: Sequence[Row], name: str, value: Callable[[Row], int]) -> list[int]:
+    """A number of every row: from the store's own column where it has one, without reading the rows."""
+    stored = getattr(rows, name, None)
+    return [value(row) for row in rows] if stored is None else list(map(int, stored))
+
+
+def _packs(
+    lengths: Sequence[int], loss_tokens: Callable[[Piece], int], data: DataConfig, train: TrainConfig, seed: int
+) -> Iterator[Pack]:
+    for epoch, order in enumerate(_epochs(len(lengths), train.epochs, seed)):
+        if data.packing == "pack":
+            yield from pack_whole(order, lengths, data.max_length, f"sweeptune-packs-{seed}-{epoch}")
+        elif data.packing == "split":
+            # A pack out of the middle of a long prompt teaches nothing, and a step of only such would divide by zero.
+            found = list(cut_equal(order, lengths, data.max_length))
+            taught = [pack for pack in found if any(loss_tokens(piece) for piece in pack)]
+            if len(taught) < len(found):
+                empty = len(found) - len(taught)
+                log.info("epoch %d: %d of %d rows bear no loss and are left out", epoch + 1, empty, len(found))
+            yield from taught
+        else:
+            yield from ((Piece(row, 0, lengths[row]),) for row in order)
+
+
+def _gather(packs: Iterator[Pack], lengths: Sequence[int], limit: int) -> Iterator[tuple[list[Pack], int]]:
+    """The packs of each step, with the number of rows that are through after it."""
+    chosen: list[Pack] = []
     tokens = seen = 0
-    for index in _order(len(lengths), train.epochs, seed):
-        if tokens + lengths[index] > train.tokens_per_step:
+    for pack in packs:
+        size = sum(piece.end - piece.begin for piece in pack)
+        if tokens + size > limit:
             yield chosen, seen
             chosen, tokens = [], 0
-        chosen.append(index)
-        tokens += lengths[index]
-        seen += 1
+        chosen.append(pack)
+        tokens += size
+        seen += sum(piece.end == lengths[piece.row] for piece in pack)
     if chosen:
         yield chosen, seen
 
 
-def _order(count: int, epochs: float | None, seed: int) -> Iterator[int]:
-    """Row numbers, one permutation after another; endless without a number of epochs, and never none at all."""
+def _epochs(count: int, epochs: float | None, seed: int) -> Iterator[list[int]]:
+    """Row numbers, a permutation for every epoch; endless without a number of epochs, and never none at all."""
     left = max(1, round(count * epochs)) if epochs is not None else None
     epoch = 0
     while left is None or left > 0:
         permutation = list(range(count))
         # Seeded by a text, which random hashes with SHA-512: the same on every machine and Python version.
         random.Random(f"sweeptune-{seed}-{epoch}").shuffle(permutation)
-        yield from permutation[:left]
+        yield permutation[:left]
         left = None if left is None else left - count
         epoch += 1
 
 
-def micro_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Deal a step's rows to the ranks, and those of this rank to micro-batches.
+def cut(row: Row, begin: int, end: int) -> Row:
+    """A piece of a row; a piece that begins inside it bears no loss on its first token, which nothing predicts."""
+    if begin == 0 and end == row.length:
+        return row
+    mask = [False, *row.loss_mask[begin + 1 : end]]
+    return replace(row, input_ids=row.input_ids[begin:end], loss_mask=mask, loss_bytes=0)
 
-    Longest first: rows of like length waste little padding, and a micro-batch that does not fit is met at once.
+
+def samples(rows: Sequence[Row], packs: Sequence[Pack]) -> list[tuple[Row, ...]]:
+    """Read packs: the samples of each, cut as it says."""
+    return [tuple(cut(rows[piece.row], piece.begin, piece.end) for piece in pack) for pack in packs]
+
+
+def micro_batches(
+    packs: Sequence[tuple[Row, ...]], size: int, rank: int = 0, world: int = 1
+) -> list[list[tuple[Row, ...]]]:
+    """Deal a step's packs to the ranks, and those of this rank to micro-batches.
+
+    Longest first: packs of like length waste little padding, and a micro-batch that does not fit is met at once.
 
     Args:
-        rows: The rows of a step.
-        size: Rows of a micro-batch.
+        packs: The packs of a step, each with its samples.
+        size: Packs of a micro-batch.
         rank: This rank.
         world: Number of ranks.
     """
-    return _chunks(sorted(rows, key=lambda row: (-row.length, row.id))[rank::world], size)
+    own = sorted(packs, key=lambda pack: (-sum(row.length for row in pack), [row.id for row in pack]))[rank::world]
+    return [own[at : at + size] for at in range(0, len(own), size)]
 
 
 def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
     """Deal held-out rows to batches, and those to the ranks: which rows share a batch depends on the data alone."""
-    return _chunks(sorted(rows, key=lambda row: (-row.length, row.id)), size)[rank::world]
-
-
-def _chunks(rows: list[Row], size: int) -> list[list[Row]]:
-    return [rows[at : at + size] for at in range(0, len(rows), size)]
+    ordered = sorted(rows, key=lambda row: (-row.length, row.id))
+    return [ordered[at : at + size] for at in range(0, len(ordered), size)][rank::world]
 
 
 def hash_rows(rows: Sequence[Row]) -> str:
@@ -131,8 +186,14 @@ def hash_rows(rows: Sequence[Row]) -> str:
 
 
 def hash_plan(rows: Sequence[Row], steps: Sequence[Step]) -> str:
-    """Name the order in which rows are learned, step by step."""
+    """Name the order in which rows are learned, step by step, and which share a row; one whole row a pack is its id."""
     digest = hashlib.sha256()
     for step in steps:
-        digest.update(repr([rows[i].id for i in step.rows]).encode())
+        named = [[_name(rows[piece.row], piece) for piece in pack] for pack in step.packs]
+        alone = all(len(pack) == 1 for pack in named)
+        digest.update(repr([pack[0] for pack in named] if alone else named).encode())
     return digest.hexdigest()[:16]
+
+
+def _name(row: Row, piece: Piece) -> str | tuple[str, int, int]:
+    return row.id if piece.begin == 0 and piece.end == row.length else (row.id, piece.begin, piece.end)

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import ModelConfig
+from sweeptune.kernels.attention import IMPLEMENTATIONS
 from sweeptune.models.fetch import MODELS, cached_model, weights_hash
 from sweeptune.models.internlm2 import MODEL_TYPE
 from sweeptune.models.internlm2_tokenizer import from_folder, internlm2_tokenizer, misread
@@ -226,7 +227,7 @@ def load_model(
     dtype = _dtype(model, dtype)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     # Published config.json files of InternLM2 ask for eager attention; what is passed here wins.
-    options: dict[str, Any] = {"attn_implementation": "sdpa" if model.attention == "auto" else model.attention}
+    options: dict[str, Any] = {"attn_implementation": IMPLEMENTATIONS.get(model.attention, "sdpa")}
     quantized = {"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}
     try:
         if model.weights == "pretrained":

@@ -29,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweeptune.config.rules import FLASH_PACKAGES
+from sweeptune.kernels.attention import present
 from sweeptune.models.fetch import MODELS, cache_dir, cached_model
 from sweeptune.tracking.record import cpu_name
 
@@ -209,6 +211,13 @@ def attention() -> Iterable[Check]:
             continue
         works.append(name)
     yield Check("sdpa kernels", "ok" if works else "no", ", ".join(works) or "none", "")
+    found = present()
+    usable = [name for name, obstacle in found.items() if obstacle is None]
+    untested = " (flash_attention_* untested)" if set(usable) & set(FLASH_PACKAGES) else ""
+    yield Check("model.attention", "ok", f"{', '.join(usable)}{untested}")
+    for name in ("varlen", "flex"):  # what packed rows are fast with; packages are listed below
+        if obstacle := found[name]:
+            yield Check(f"attention: {name}", "no", obstacle)
 
 
 def packages() -> Iterable[Check]:

@@ -2,20 +2,19 @@
 
 Per token, N the weights without the input embedding (Kaplan et al. 2020, arXiv 2001.08361, section 2.1): 2N forward,
 2N for the gradient of the activations, 2N for the gradient of weights that train. So 6N for full fine-tuning, 4N for a
-frozen base plus 6 per adapter weight. The head counts for loss positions only, attention from the sum of squared row
+frozen base plus 6 per adapter weight. The head counts for loss positions only, attention from the sum of squared sample
 lengths, and recomputation not at all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import bitsandbytes as bnb
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
-
-from sweeptune.data import Row
 
 # Dense peaks of the vendors' datasheets in TFLOP/s for (bf16 and fp16): substring of the device's name -> peak.
 DENSE_TFLOPS = {
@@ -54,12 +53,15 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     }
 
 
-def flops_per_token(model: PreTrainedModel, rows: Sequence[Row], *, frozen_base: bool) -> float:
-    """Model FLOPs of a training token, averaged over the rows.
+def flops_per_token(
+    model: PreTrainedModel, lengths: NDArray[np.int64], loss_share: float, *, frozen_base: bool
+) -> float:
+    """Model FLOPs of a training token, averaged over the samples.
 
     Args:
         model: The trainable model.
-        rows: The training rows, whose lengths and loss tokens weigh attention and head.
+        lengths: Tokens of every sample, which is all that its attention sees, whatever row it shares.
+        loss_share: Share of the tokens that bears loss and so reaches the head.
         frozen_base: Only adapters train: the base has no weight gradients.
     """
     config = model.config
@@ -70,12 +72,10 @@ def flops_per_token(model: PreTrainedModel, rows: Sequence[Row], *, frozen_base:
     base = 4 if frozen_base else 6
     # In a frozen base everything that trains is an adapter (or a magnitude of one), so it costs 6 per weight.
     body = sum(n * (6 if trains else base) for key, (n, trains) in sizes.items() if key not in outside)
-    tokens = sum(row.length for row in rows)
-    loss_share = sum(row.loss_tokens for row in rows) / tokens
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = config.num_attention_heads * head_dim
     # Causal: QK^T and PV are 2 * s^2 * width each for the full square, half of it for the triangle; backward is twice.
-    attention = 6 * config.num_hidden_layers * width * sum(row.length**2 for row in rows) / tokens
+    attention = 6 * config.num_hidden_layers * width * float(np.square(lengths).sum() / lengths.sum())
     return float(body + base * logical_size(head) * loss_share + attention)
 
 

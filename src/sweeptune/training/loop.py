@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from sweeptune.data import Row, Step, collate, micro_batches
+from sweeptune.data import Row, Step, collate_packs, micro_batches
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
 from sweeptune.training.oom import any_rank, is_out_of_memory, release_memory
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.proofs import ProofFailed, prove_gradients
+from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.session import Session
 from sweeptune.training.step import train_step
 
@@ -55,13 +56,15 @@ def train(session: Session, stop: Stop) -> bool:
 
     Raises:
         Diverged: Loss or gradient is not finite.
-        ProofFailed: The gradients are wrong, or the gradient is exactly zero.
+        ProofFailed: The gradients are wrong, samples that share a row see each other, or the gradient is exactly zero.
     """
     progress, meter = session.progress, session.meter
     begin = time.perf_counter() - progress.seconds
     if progress.initial_eval is None:
         progress.initial_eval = progress.last_eval = evaluate_split(session, "before training")
     prove(session)
+    if session.config.data.packing != "none":
+        prove_that_samples_are_apart(session)
     issued: Issued | None = None
     skips = 0
     meter.enter("first_step", release=True)
@@ -230,9 +233,24 @@ def score(session: Session, rows: list[Row], file: str, description: str) -> dic
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        parts = micro_batches(session.proof_rows(), session.progress.micro_batch)
-        batches = [collate(part, session.pad_id, session.device) for part in parts]
+        parts = micro_batches([(row,) for row in session.proof_rows()], session.progress.micro_batch)
+        batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
         found = prove_gradients(
             session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
         )
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})
+
+
+def prove_that_samples_are_apart(session: Session) -> None:
+    """Prove the attention back-end on a packed row, once in every process that trains on such rows."""
+    with session.meter.interlude("proof", release=True):
+        row = packed_sample(session.splits.train, session.steps, session.device)
+        session.packing_proof = prove_packing(
+            session.model, row, session.placement.compute, session.autocast, session.pad_id
+        )
+    log.info(
+        "packing proven with %s attention: %d samples of a row do not see each other (%.1f s)",
+        session.packing_proof["backend"],
+        session.packing_proof["samples"],
+        session.packing_proof["seconds"],
+    )

@@ -1,7 +1,8 @@
 """The one definition of loss: negative log-likelihood of the loss tokens, in fp32, summed; whoever calls it divides.
 
-Rows whose positions carry no loss never reach the head: ``logits_to_keep`` picks the positions where any row of the
-batch has a loss token, so the logits that a long prompt would cost are never made.
+Positions without loss never reach the head: ``logits_to_keep`` picks those where any row of the batch has a loss
+token, so the logits that a long prompt would cost are never made. Where the back-end puts all samples behind each
+other, these are exactly the loss tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from sweeptune.data import Batch
+from sweeptune.kernels.attention import prepare
 
 IGNORED = -100
 
@@ -18,17 +20,22 @@ def token_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood of every loss token.
 
     Args:
-        model: A causal language model.
+        model: A causal language model; its config names the attention back-end.
         batch: Rows of shape [b, t].
 
     Returns:
-        fp32 tensor [b, k] in nats, k <= t - 1 the positions that carry loss in any row; 0 where a row has none there.
+        fp32 tensor [b, k] in nats, k <= t positions, those that carry loss in any row among them; 0 where a row has
+        none there.
     """
-    targets = batch.labels[:, 1:]  # position i predicts token i + 1
+    ready = prepare(batch, model.config)
+    targets = ready.labels[:, 1:]  # position i predicts token i + 1; the first token of a sample is no target
     positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=positions, use_cache=False
-    ).logits
+    logits = model(**ready.inputs, logits_to_keep=positions).logits
     kept = targets[:, positions]
     nll = F.cross_entropy(logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
-    return nll.view(kept.shape)
+    rows, width = batch.input_ids.shape
+    if len(kept) == rows:
+        return nll.view(kept.shape)
+    # The samples stood behind each other: put every value back into the row it belongs to.
+    places = positions if ready.place is None else ready.place[positions]
+    return torch.zeros(rows * width, device=nll.device).index_copy(0, places, nll).view(rows, width)

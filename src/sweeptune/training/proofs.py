@@ -36,11 +36,11 @@ class ProofFailed(RuntimeError):
     """A run must not go on: what it would measure or learn is wrong."""
 
 
-def proof_row(row: Row) -> Row:
-    """Cut a row to at most 128 tokens, a quarter of them before its first loss token where there are that many."""
+def proof_row(row: Row, tokens: int = PROOF_TOKENS) -> Row:
+    """Cut a row to so many tokens, a quarter of them before its first loss token where there are that many."""
     first = row.loss_mask.index(True)
-    end = min(row.length, first + PROOF_TOKENS * 3 // 4)
-    begin = max(0, end - PROOF_TOKENS)
+    end = min(row.length, first + tokens * 3 // 4)
+    begin = max(0, end - tokens)
     return Row(row.id, row.input_ids[begin:end], [False, *row.loss_mask[begin + 1 : end]], 0)
 
 
@@ -85,7 +85,7 @@ def prove_gradients(
             total += part.item()
         return total
 
-    with _deterministic_training(model, seed):
+    with deterministic_training(model, seed):
         drawn = [p for p in tensors if not p.detach().any()]
         start: list[torch.Tensor] = []
         try:
@@ -215,7 +215,7 @@ def _along_gradient(p: torch.nn.Parameter, step: torch.Tensor) -> float:
 
 
 @contextmanager
-def _deterministic_training(model: torch.nn.Module, seed: int) -> Iterator[None]:
+def deterministic_training(model: torch.nn.Module, seed: int) -> Iterator[None]:
     """Training mode without dropout; generators and mode are restored, so that the training sees nothing of it."""
     was_training = model.training
     dropouts = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}

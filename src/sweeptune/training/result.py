@@ -6,9 +6,12 @@ import hashlib
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sweeptune.data import hash_plan, hash_rows
+from sweeptune.kernels import backend_of
 from sweeptune.models import architecture_digest, weights_digest
 from sweeptune.tracking.record import cpu_name
 from sweeptune.training.flops import count_parameters, flops_per_token, measure_matmul_rate, vendor_peak
@@ -33,7 +36,7 @@ def measured(session: Session) -> dict[str, Any]:
             "data": session.splits.stats,
         },
         "params": count_parameters(session.model),
-        "proofs": {"gradients": proof_part(session), "packing": None, "kernels": None},
+        "proofs": {"gradients": proof_part(session), "packing": session.packing_proof, "kernels": None},
         "fingerprint": {"quality": quality_fingerprint(session), "cost": cost_fingerprint(session)},
     }
 
@@ -56,7 +59,7 @@ def speed_part(session: Session) -> dict[str, Any]:
     """Throughput, and its share of what the vendor promises and of what this machine really multiplies."""
     device, compute = session.device, session.placement.compute
     frozen = session.config.method.name != "full"
-    flops = flops_per_token(session.model, session.splits.train, frozen_base=frozen)
+    flops = flops_per_token(session.model, segment_lengths(session), loss_share(session), frozen_base=frozen)
     figures: dict[str, Any] = {**session.watch.summary(), "flops_per_token": flops, "mfu": None}
     figures["matmul_efficiency"] = None
     if figures["tokens_per_s"]:
@@ -65,6 +68,22 @@ def speed_part(session: Session) -> dict[str, Any]:
         figures["mfu"] = reached / peak if peak else None
         figures["matmul_efficiency"] = reached / measure_matmul_rate(device, compute)
     return figures
+
+
+def segment_lengths(session: Session) -> NDArray[np.int64]:
+    """Tokens of the samples that attention sees, cut where ``split`` cuts them."""
+    if session.config.data.packing == "split":
+        pieces: NDArray[np.int64] = np.concatenate([step.packs.pieces for step in session.steps])
+        return np.subtract(pieces[:, 2], pieces[:, 1])
+    return np.array([row.length for row in session.splits.train])
+
+
+def loss_share(session: Session) -> float:
+    """Share of the training tokens that bears loss."""
+    if session.config.data.packing == "split":
+        return sum(step.loss_tokens for step in session.steps) / sum(step.tokens for step in session.steps)
+    rows = session.splits.train
+    return sum(row.loss_tokens for row in rows) / sum(row.length for row in rows)
 
 
 def proof_part(session: Session) -> dict[str, Any] | None:
@@ -109,7 +128,8 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "micro_batch": session.progress.micro_batch,
         "eval_batch": session.progress.eval_batch,
         "max_length": config.data.max_length,
-        "attention": session.model.config._attn_implementation,
+        "attention": backend_of(session.model.config),
+        "packing": config.data.packing,
         "kernels": "plain",
         "gradient_checkpointing": config.hardware.gradient_checkpointing,
         "precision": session.placement.precision,

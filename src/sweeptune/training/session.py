@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, Step, load_splits, plan_steps
+from sweeptune.kernels.attention import masks_by_layer, resolve
 from sweeptune.methods import METHODS
 from sweeptune.models import load_model, load_tokenizer
 from sweeptune.tracking.console import progress, spinner
@@ -69,6 +70,8 @@ class Session:
     metrics: JsonLines | None
     """None on every rank but the first."""
     progress: Progress
+    packing_proof: dict[str, Any] | None = None
+    """What proved, in this process, that samples which share a row do not see each other."""
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +121,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     meter.enter("load")
     tokenizer = load_tokenizer(config.model)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
-    steps = plan_steps(splits.train, config.train, config.seed)
+    steps = plan_steps(splits.train, config.data, config.train, config.seed)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
     metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
@@ -160,16 +163,20 @@ def build_model(config: Config, placement: Placement, folder: Path) -> PreTraine
     A start that was computed from the weights (PiSSA's singular vectors) is kept in the run folder and used again,
     because another machine would compute slightly other ones.
     """
+    backend = resolve(config.model.attention, config.data.packing, placement.device, placement.compute)
+    log.debug("attention: %s (%s)", backend.name, backend.reason)
     method = METHODS[config.method.name]
     quantization = method.quantization(placement.compute) if method.quantization else None
     with spinner(f"loading {config.model.name}"):
         base = load_model(
-            config.model,
+            replace(config.model, attention=backend.name),  # type: ignore[arg-type]  # it is one of the words
             dtype=placement.weights,
             device=placement.device,
             quantization=quantization,
             seed=config.seed,
         )
+        if config.data.packing != "none":
+            masks_by_layer(base.config, lambda window: None)  # refuses layers in which samples cannot be kept apart
         torch.manual_seed(config.seed)  # adapters start alike, however the base was made
         model = method.attach(base, config.method)
         if method.start is not None:

@@ -8,7 +8,7 @@ import logging
 import torch
 import torch.distributed as dist
 
-from sweeptune.data import Row, Step, collate, micro_batches
+from sweeptune.data import Row, Step, collate_packs, micro_batches, samples
 from sweeptune.training.checkpoint import random_state, restore_random_state
 from sweeptune.training.loss import token_nll
 from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, is_out_of_memory, release_memory
@@ -29,12 +29,12 @@ def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor
         OptimizerOutOfMemory: The weights may be half updated.
         torch.OutOfMemoryError: There is nothing left to halve, or ``on_oom`` is ``stop``.
     """
-    rows = [session.splits.train[i] for i in step.rows]
+    packs = samples(session.splits.train, step.packs)
     while True:
         generators = random_state(session.device)
         failure = None
         try:
-            loss = accumulate(session, rows, step.loss_tokens)
+            loss = accumulate(session, packs, step.loss_tokens)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -50,12 +50,12 @@ def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor
     return loss, norm, skipped
 
 
-def accumulate(session: Session, rows: list[Row], loss_tokens: int) -> torch.Tensor:
+def accumulate(session: Session, packs: list[tuple[Row, ...]], loss_tokens: int) -> torch.Tensor:
     """Add the gradients of this rank's share of a step; return its summed negative log-likelihood."""
     process = session.accelerator.process_index, session.accelerator.num_processes
     total = torch.zeros((), device=session.device)
-    for part in micro_batches(rows, session.progress.micro_batch, *process):
-        batch = collate(part, session.pad_id, session.device)
+    for part in micro_batches(packs, session.progress.micro_batch, *process):
+        batch = collate_packs(part, session.pad_id, session.device)
         with session.autocast():
             nll = token_nll(session.model, batch).sum()
         session.accelerator.backward(nll / loss_tokens)

@@ -1,0 +1,43 @@
+"""What the measurements share: runs through train.py like a user's, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeptune.tracking.record import find_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(name: str, overrides: Sequence[str], work: Path) -> dict[str, Any] | None:
+    """One run; its output goes to ``work/<name>.log``, and a failure is kept as what it is.
+
+    Returns:
+        Its record, None where not even that was written.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "train.py"), *overrides, f"hydra.run.dir={work / name}"]
+    with (work / f"{name}.log").open("w") as log:
+        subprocess.run(command, stdout=log, stderr=log, check=False, cwd=ROOT)
+    found = [record for _, record in find_records(work / name)]
+    print(name, found[0]["status"] if found else "no record", found[0]["reason"] if found else "", flush=True)
+    return found[0] if found else None
+
+
+def gib(value: float | None) -> str:
+    """A size for a table."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def line(cells: Sequence[object]) -> str:
+    """A line of a markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a markdown table."""
+    return [line(cells), "|" + "---|" * len(cells)]
