@@ -13,8 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_splits
-from sweeptune.models import load_tokenizer
+from sweeptune.data import Row, load_run_tokenizer, load_splits
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
 from sweeptune.training.placement import Placement, place
@@ -50,7 +49,7 @@ def held_out(config: Config, split: str) -> list[Row]:
     data, judged = config.data, config.eval
     if split == "all":
         data, judged = replace(data, max_length=sys.maxsize), replace(judged, max_samples=None)
-    splits = load_splits(data, judged, config.template, load_tokenizer(config.model), progress)
+    splits = load_splits(data, judged, config.template, load_run_tokenizer(config.model, config.template), progress)
     if split != "all":
         return splits.eval if split == "eval" else splits.test
     return [*splits.train, *splits.eval, *splits.test][: config.eval.max_samples]
