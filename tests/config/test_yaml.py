@@ -17,7 +17,7 @@ OPTIONS = {
     "model": ["smollm2_135m", "smollm2_135m_q4", "tiny"],
     "method": ["dora", "full", "lora", "lora_int8", "pissa", "qlora", "rslora"],
     "data": ["jsonl", "pydocs"],
-    "template": ["auto"],
+    "template": ["alpaca", "auto", "chatml", "internlm2_chat", "jinja", "llama3", "none"],
     "hardware": ["auto", "cpu", "gpu"],
     "optim": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
     "tracker": ["none"],

@@ -51,6 +51,25 @@ def _file_trouble(path: Path) -> str | None:
     return None if file.exists() else "no such file"
 
 
+def _template_path(config: Config) -> Iterator[str]:
+    path, name = config.template.path, config.template.name
+    if name != "jinja":
+        if path is not None:
+            yield (
+                f"template.path={path}: template={name} reads no file. For a template of your own use template=jinja "
+                f"template.path={path}; otherwise leave template.path out"
+            )
+    elif path is None:
+        yield "template=jinja: reads a file, and none is given. Name it: template=jinja template.path=<file>.jinja"
+    else:
+        trouble = _file_trouble(Path(path))
+        if trouble:
+            yield (
+                f"template.path={path}: {trouble}. Relative paths start at {Path.cwd()}; give "
+                "template.path=<an existing file>"
+            )
+
+
 def _held_out(config: Config) -> Iterator[str]:
     total = config.data.eval_fraction + config.data.test_fraction
     if total >= 1:
@@ -183,6 +202,7 @@ def _why_cpu(config: Config) -> str:
 
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _data_path,
+    _template_path,
     _held_out,
     _row_fits_in_a_step,
     _some_limit,

@@ -66,7 +66,7 @@ class Step:
 
     def text(self, contents: Sequence[str]) -> str:
         """The text with the contents in their slots."""
-        return "".join([f if isinstance(f, str) else contents[f] for f in self.fragments])
+        return "".join([f if f.__class__ is str else contents[f] for f in self.fragments])  # type: ignore[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,8 @@ class Plan:
         literals: What stands before, between and behind the contents: together they are the template's text.
         learned: Numbers of the contents that bear loss.
         loss_bytes: UTF-8 bytes of the other text that bears loss.
+        texts: The steps whose text is tokenized for every row.
+        located: Whether any of them is.
     """
 
     owners: tuple[Owner, ...]
@@ -86,6 +88,8 @@ class Plan:
     literals: tuple[str, ...]
     learned: tuple[int, ...]
     loss_bytes: int
+    texts: tuple[Step, ...]
+    located: bool
 
     def whole(self, contents: Sequence[str]) -> str:
         """The text of the conversation."""
@@ -172,7 +176,9 @@ class Planner:
                     unit.append((fragment, number))
         flush()
         literals, learned, loss_bytes = self._texts(parts, mark)
-        return Plan(tuple(owners), tuple(_joined(steps)), literals, learned, loss_bytes)
+        texts = tuple(step for step in steps if step.fragments)
+        located = any(step.located for step in texts)
+        return Plan(tuple(owners), tuple(_joined(steps)), literals, learned, loss_bytes, texts, located)
 
     def _fragments(self, text: str, mark: str | None) -> Iterator[tuple[str | int, list[int] | bool]]:
         """Literals and slots; before each, whether the text is cut there, or the token at which it is."""

@@ -12,7 +12,10 @@ from sweeptune.data.conversation import TEXT, Conversation
 from sweeptune.data.render import Special, mark_for, marked
 from sweeptune.data.rows import Encoded, Row, Span
 
+Request = tuple[str, bool, bool]
+"""A text to tokenize, whether the places of its tokens are needed, and whether it opens its row."""
 Found = tuple[list[int], list[int]]
+"""Token ids, and where each ends in its text, in characters (nothing where that was not asked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +36,10 @@ class Document:
     end: int | None
     window: int | None
 
-    @property
-    def located(self) -> list[bool]:
-        """For which pieces the places of tokens are needed: their bytes are counted one by one."""
-        first = [self.start is None] + [False] * (len(self.texts) - 1)
-        return [True] * len(self.texts) if self.window else first
-
-    @property
-    def openings(self) -> list[bool]:
-        """Which piece opens the text."""
-        return [i == 0 for i in range(len(self.texts))]
+    def requests(self) -> list[Request]:
+        """What is to be tokenized; places are needed where the bytes of tokens are counted one by one."""
+        whole = self.window is not None
+        return [(text, whole or (i == 0 and self.start is None), i == 0) for i, text in enumerate(self.texts)]
 
     def finish(self, found: Sequence[Found]) -> Iterator[Encoded]:
         """The row, or one for each window; a last window of one token, which could bear no loss, is left out."""

@@ -42,7 +42,10 @@ class Special:
 
     def inside(self, text: str) -> bool:
         """Whether the text holds one; quick where it does not, as with nearly every text of a dataset."""
-        return any(beginning in text for beginning in self._beginnings) and self._any.search(text) is not None
+        for beginning in self._beginnings:  # a plain loop: this is asked of every text there is
+            if beginning in text:
+                return self._any.search(text) is not None
+        return False
 
     def without(self, text: str) -> str:
         """The text without its special tokens."""
@@ -87,7 +90,7 @@ class Renderer:
         self.template = chat_template or tokenizer.chat_template
         self.calls = 0
         self._tokens = dict(tokenizer.special_tokens_map)
-        self._compiled = _compile(self.template)
+        self._compiled = _compile(self.template, self._tokens)
 
     def text(
         self, messages: list[dict[str, Any]], prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None
@@ -100,10 +103,7 @@ class Renderer:
         self.calls += 1
         try:
             if self._compiled and not tools and all(len(message) == 2 for message in messages):
-                # What apply_chat_template does with plain messages, without its copies and look-ups.
-                found = self._compiled(
-                    messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **self._tokens
-                )
+                found = self._compiled(messages, prompt)
             else:
                 found = self.tokenizer.apply_chat_template(
                     messages,
@@ -121,17 +121,27 @@ class Renderer:
         return f"this chat template refuses the turns {roles}{' with tools' if tools else ''}"
 
 
-def _compile(template: Any) -> Callable[..., str] | None:
-    """The template as transformers compiles it (sandboxed); None where it has to be asked through the tokenizer."""
+def _compile(template: Any, tokens: dict[str, Any]) -> Callable[[list[dict[str, Any]], bool], str] | None:
+    """What apply_chat_template does with plain messages, without its copies and look-ups; None where it is asked.
+
+    The template is compiled by transformers, in its sandbox.
+    """
     if not isinstance(template, str):
         return None
     try:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        compiled: Callable[..., str] = _compile_jinja_template(template).render
+        compiled = _compile_jinja_template(template)
     except (ImportError, TemplateError):  # a template that is no jinja fails again, with words, when it is rendered
         return None
-    return compiled
+    known = {**compiled.globals, "tools": None, "documents": None, **tokens}
+
+    def render(messages: list[dict[str, Any]], prompt: bool) -> str:
+        # With `shared`, jinja takes the names as they are instead of looking its own up again for every text.
+        context = compiled.new_context({**known, "messages": messages, "add_generation_prompt": prompt}, shared=True)
+        return "".join(compiled.root_render_func(context))
+
+    return render
 
 
 def mark_for(item: Conversation) -> str:

@@ -97,8 +97,8 @@ def document_texts(tokenizer: PreTrainedTokenizerBase, template: TemplateConfig)
     """The tokens before and behind a raw document, as text; None for none.
 
     ``auto`` begins with the begin-of-text token, unless there is none, it ends texts, too, or chat templates write it
-    as markup (SmolLM2's is ``<|im_start|>``). It ends with what ends texts: not with what ends a turn, which some models
-    name their end-of-text.
+    as markup (SmolLM2's is ``<|im_start|>``). It ends with what ends texts: not with what ends a turn, which some
+    models name their end-of-text.
 
     Raises:
         ConfigError: A token that is asked for is none of the tokenizer's.

@@ -22,7 +22,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import TemplateConfig
 from sweeptune.data.assemble import Owner, Part, Plan, Planner, parts_of, share
 from sweeptune.data.conversation import TEXT, Conversation, Message
-from sweeptune.data.documents import Document, Found, document
+from sweeptune.data.documents import Document, Found, Request, document
 from sweeptune.data.pieces import Pieces
 from sweeptune.data.render import Renderer, Special, mark_for, marked, plain
 from sweeptune.data.rows import Encoded, Row, Span
@@ -46,20 +46,10 @@ class Chat:
     contents: Sequence[str]
     special: Special
 
-    @property
-    def texts(self) -> list[str]:
+    def requests(self) -> list[Request]:
         """What is to be tokenized."""
-        return [step.text(self.contents) for step in self.plan.steps if step.fragments]
-
-    @property
-    def located(self) -> list[bool]:
-        """For which texts the places of tokens are needed."""
-        return [step.located for step in self.plan.steps if step.fragments]
-
-    @property
-    def openings(self) -> list[bool]:
-        """Which texts open the row."""
-        return [step.opening for step in self.plan.steps if step.fragments]
+        contents = self.contents
+        return [(step.text(contents), step.located, step.opening) for step in self.plan.texts]
 
     def finish(self, found: Sequence[Found]) -> Iterator[Encoded]:
         """Put the row together."""
@@ -151,6 +141,7 @@ class Encoder:
         chats = template.name != "none" and tokenizer.chat_template
         self.renderer = Renderer(tokenizer, template.name) if chats else None
         self._planner = Planner(self.pieces, self.special)
+        self._losses: dict[tuple[tuple[str, bool | None], ...], tuple[bool, ...]] = {}
         self._shapes: dict[tuple[tuple[str, ...], tuple[bool, ...]], Plan | None] = {}
 
     @cached_property
@@ -201,43 +192,49 @@ class Encoder:
 
     def _finish(self, batch: Sequence[Chat | Document]) -> Iterator[Encoded]:
         """Tokenize every text of a batch in two calls, and put the rows together again."""
-        jobs = [list(zip(job.texts, job.located, job.openings, strict=True)) for job in batch]
-        found: dict[bool, Iterator[Found]] = {}
-        for located in (False, True):
-            wanted = [(text, opening) for job in jobs for text, places, opening in job if places == located]
-            texts, openings = [text for text, _ in wanted], [opening for _, opening in wanted]
-            if located:
-                found[located] = iter(self.pieces.located(texts, openings))
-            else:
-                found[located] = ((ids, []) for ids in self.pieces.ids(texts, openings))
-        for job, texts_of_job in zip(batch, jobs, strict=True):
-            yield from job.finish([next(found[places]) for _, places, _ in texts_of_job])
+        jobs = [job.requests() for job in batch]
+        wanted: dict[bool, list[str]] = {False: [], True: []}
+        openings: dict[bool, list[bool]] = {False: [], True: []}
+        for requests in jobs:
+            for text, located, opening in requests:
+                wanted[located].append(text)
+                openings[located].append(opening)
+        plain = iter(self.pieces.ids(wanted[False], openings[False]))
+        placed = iter(self.pieces.located(wanted[True], openings[True]))
+        for job, requests in zip(batch, jobs, strict=True):
+            yield from job.finish([next(placed) if located else (next(plain), []) for _, located, _ in requests])
 
     def _prepare(self, item: Conversation, window: int | None) -> Chat | Document:
         if item.messages[0].role == TEXT:
             start, end = (None if t is None else token_id(self.tokenizer, t) for t in self.document_texts)
             return document(item, self.special, (start, end), window)
-        learned = self._learned(item.messages)
-        count = max((i + 1 for i, m in enumerate(item.messages) if learned[i] or m.role == "assistant"), default=0)
-        messages, learned = item.messages[:count], learned[:count]
+        learned = self._learned(tuple([(m.role, m.loss) for m in item.messages]))
+        messages = item.messages[: len(learned)]
         if self.template.name == "none":
             return self._joined(item, messages, learned)
         if self.renderer is None:
             raise no_template(self.tokenizer, self.template.name)
-        contents = [message.content for message in messages]
-        ordinary = not item.tools and not any(m.extra for m in messages)
-        if ordinary and not any(map(self.special.inside, contents)):
-            plan = self._shape(tuple(m.role for m in messages), learned)
-            written = [{"role": m.role, "content": m.content} for m in messages]
+        ordinary, contents, written = not item.tools, [], []
+        for message in messages:
+            ordinary = ordinary and not message.extra and not self.special.inside(message.content)
+            contents.append(message.content)
+            written.append({"role": message.role, "content": message.content})
+        if ordinary:
+            plan = self._shape(tuple([m.role for m in messages]), learned)
             if plan is not None and plan.whole(contents) == self.renderer.text(written, False):
                 return Chat(item, plan, contents, self.special)
         return self._alone(item, messages, learned)
 
-    def _learned(self, messages: Sequence[Message]) -> tuple[bool, ...]:
-        """Whether each message bears loss: as the row says, else as ``loss_on`` does."""
-        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        chosen = {"assistant": answers, "last": answers[-1:], "all": range(len(messages))}[self.loss_on]
-        return tuple(i in chosen if m.loss is None else m.loss for i, m in enumerate(messages))
+    def _learned(self, turns: tuple[tuple[str, bool | None], ...]) -> tuple[bool, ...]:
+        """Whether each message bears loss: as the row says, else as ``loss_on`` does; up to the last that matters."""
+        if turns not in self._losses:
+            answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+            chosen = {"assistant": answers, "last": answers[-1:], "all": range(len(turns))}[self.loss_on]
+            learned = tuple(i in chosen if loss is None else loss for i, (_, loss) in enumerate(turns))
+            count = max([i + 1 for i, loss in enumerate(learned) if loss] + [i + 1 for i in answers], default=0)
+            self._losses = self._losses if len(self._losses) < SHAPES else {}
+            self._losses[turns] = learned[:count]
+        return self._losses[turns]
 
     @cached_property
     def _cutter(self) -> Cutter:
