@@ -79,9 +79,10 @@ def ids(rows: Sequence[Row] | Sequence[Conversation]) -> list[str]:
 def shared(name: str) -> Path:
     """A file of the real data beside the repository; where there is none, the test is skipped."""
     root = Path(os.environ.get("SWEEPTUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
-    if not (root / "data" / name).exists():
-        pytest.skip(f"needs {root / 'data' / name}, which is absent; SWEEPTUNE_SHARED=<folder> names another place")
-    return root / "data" / name
+    path = (root / "data" if (root / "data").is_dir() else root) / name
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is absent; SWEEPTUNE_SHARED=<folder> names another place")
+    return path
 
 
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")

@@ -63,10 +63,7 @@ def test_three_turns_with_a_system_prompt_id_by_id(tokenizer):
 
     for role, content in turns:
         said = role == "assistant"
-        expected += [
-            (START, False),
-            *((i, False) for i in (ids(f"{role}\n") if said else ids(f"{role}\n{content}")[:0])),
-        ]
+        expected += [(START, False), *((i, False) for i in (ids(f"{role}\n") if said else []))]
         if said:
             # In the text of a row, markup stays text: its letters are tokenized, cut behind the first of them.
             pieces = content.replace("<|im_end|>", "<\0|im_end|>").split("\0")
