@@ -76,6 +76,10 @@ def test_one_wrong_override_is_one_problem_that_says_how_to_mend_it(override: st
 
 RULES = [
     (["data=jsonl", "data.path=missing.jsonl"], "data.path=missing.jsonl: no such file"),
+    (["template=jinja"], "none is given. Name it: template=jinja template.path=<file>.jinja"),
+    (["template=jinja", "template.path=missing.jinja"], "template.path=missing.jinja: no such file"),
+    (["template.path=mine.jinja"], "template=auto reads no file. For a template of your own use template=jinja"),
+    (["template=chatml", "template.path=x"], "template=chatml reads no file"),
     (["data=jsonl"], "data=jsonl data.path=<file>.jsonl"),
     (["data=jsonl", "data.path=."], "this is a folder, not a file"),
     (["data.path=missing.jsonl"], "no such file: check the path. A file is read by data=jsonl data.path=missing.jsonl"),
