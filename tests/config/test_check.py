@@ -78,6 +78,10 @@ RULES = [
     (["data=jsonl", "data.path=missing.jsonl"], "data.path=missing.jsonl: no such file or folder; relative paths"),
     (["data=text", "data.path=missing.txt"], "data.path=missing.txt: no such file or folder"),
     (["data=jsonl", "data.path=[]"], "data.path=[]: names no file"),
+    (["template=jinja"], "none is given. Name it: template=jinja template.path=<file>.jinja"),
+    (["template=jinja", "template.path=missing.jinja"], "template.path=missing.jinja: no such file"),
+    (["template.path=mine.jinja"], "template=auto reads no file. For a template of your own use template=jinja"),
+    (["template=chatml", "template.path=x"], "template=chatml reads no file"),
     (["data=jsonl"], "data=jsonl data.path=<file>.jsonl"),
     (
         ["data=text"],

@@ -44,7 +44,7 @@ OPTIONS = {
     ],
     "method": ["dora", "full", "lora", "lora_int8", "pissa", "qlora", "rslora"],
     "data": ["hub", "jsonl", "pydocs", "pydocs_text", "text"],
-    "template": ["auto"],
+    "template": ["alpaca", "auto", "chatml", "internlm2_chat", "jinja", "llama3", "none"],
     "hardware": ["auto", "cpu", "gpu"],
     "optim": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
     "tracker": ["none"],

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
@@ -86,3 +90,55 @@ def load(data: DataConfig) -> tuple[list[Conversation], Found]:
     """Read all rows."""
     found = Found()
     return list(read(data, found)), found
+
+
+def shared(name: str) -> Path:
+    """A file of the real data beside the repository; where there is none, the test is skipped."""
+    root = Path(os.environ.get("SWEEPTUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
+    path = (root / "data" if (root / "data").is_dir() else root) / name
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is absent; SWEEPTUNE_SHARED=<folder> names another place")
+    return path
+
+
+CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
+
+
+def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The real InternLM2 tokenizer as transformers reads it, without a chat template."""
+    model = shared("internlm2/tokenizer.model")
+    tokens = {0: "<unk>", 1: "<s>", 2: "</s>"} | {92538 + i: text for i, text in enumerate(CHAT_TOKENS)}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    config = {
+        "added_tokens_decoder": {str(i): {"content": text, **flags} for i, text in tokens.items()},
+        "additional_special_tokens": list(CHAT_TOKENS),
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+        "tokenizer_class": "TokenizersBackend",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+    tokenizer = TokenizersBackend.from_pretrained(folder)
+    assert len(tokenizer) == 92544
+    return tokenizer
+
+
+def chat_sets() -> Iterator[tuple[str, list[Conversation]]]:
+    """The real chat data, each set as conversations."""
+    rows = [json.loads(line) for line in shared("gsm8k/train.jsonl").read_text().splitlines()]
+    yield "gsm8k", [conversation([("user", row["question"]), ("assistant", row["answer"])]) for row in rows]
+    lines = shared("crosswoz_chat/crosswoz_val_test_messages.jsonl").read_text().splitlines()
+    chats = [[(m["role"], m["content"]) for m in json.loads(line)["messages"]] for line in lines]
+    yield "crosswoz", [conversation(turns) for turns in chats]
+    found = []
+    for row in json.loads(shared("emollm_zh/conversations_zh.json").read_text()):
+        turns: list[tuple[str, str]] = []
+        for part in row["conversation"]:
+            turns += [("system", part["system"])] if part.get("system") else []
+            turns += [("user", part["input"]), ("assistant", part["output"])]
+        found.append(conversation(turns))
+    yield "emollm", found
+    rows = json.loads(shared("emollm_zh/self_cognition_zh.json").read_text())
+    yield "self", [conversation([("user", row["instruction"]), ("assistant", row["output"])]) for row in rows]

@@ -35,6 +35,32 @@ def validate(config: Config) -> list[str]:
     return [problem for rule in RULES for problem in rule(config)]
 
 
+def _file_trouble(path: Path) -> str | None:
+    file = path.expanduser()
+    if file.is_dir():
+        return "this is a folder, not a file"
+    return None if file.exists() else "no such file"
+
+
+def _template_path(config: Config) -> Iterator[str]:
+    path, name = config.template.path, config.template.name
+    if name != "jinja":
+        if path is not None:
+            yield (
+                f"template.path={path}: template={name} reads no file. For a template of your own use template=jinja "
+                f"template.path={path}; otherwise leave template.path out"
+            )
+    elif path is None:
+        yield "template=jinja: reads a file, and none is given. Name it: template=jinja template.path=<file>.jinja"
+    else:
+        trouble = _file_trouble(Path(path))
+        if trouble:
+            yield (
+                f"template.path={path}: {trouble}. Relative paths start at {Path.cwd()}; give "
+                "template.path=<an existing file>"
+            )
+
+
 def _held_out(config: Config) -> Iterator[str]:
     total = config.data.eval_fraction + config.data.test_fraction
     if total >= 1:
@@ -200,6 +226,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     data_source,
     data_format,
     hub_only,
+    _template_path,
     _held_out,
     _row_fits_in_a_step,
     _some_limit,

@@ -5,6 +5,7 @@ from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.pack import Pack, Packs, Piece
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps, samples
 from sweeptune.data.splits import Splits, load_splits, load_whole
+from sweeptune.data.template import apply_template, load_run_tokenizer
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "Span",
     "Splits",
     "Step",
+    "apply_template",
     "collate",
     "collate_packs",
     "eval_batches",
     "hash_plan",
     "hash_rows",
+    "load_run_tokenizer",
     "load_splits",
     "load_whole",
     "micro_batches",

@@ -1,160 +1,174 @@
-"""How a conversation becomes text: the model's own chat template, cut where the loss begins and ends.
+"""Which template a run speaks: the model's own, one of those shipped here, or a file; and the tokens of a document.
 
-For each answer the template is rendered twice: up to the generation prompt, which is what the model sees when it is
-asked, and with the answer. What the second adds is what the model has to say. No template is known by name here.
-
-Text of a dataset stays text: where a message contains, say, ``<|im_end|>``, a mark is put inside it before rendering,
-and the text is later tokenized in pieces, cut at the mark, so that no piece holds a whole special token.
+The template is put into the tokenizer, so that training, evaluation, chat and export all use the one that was trained.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.data.conversation import Conversation
+from sweeptune.config.schema import ModelConfig, TemplateConfig
+from sweeptune.data.cuts import turn_end
+from sweeptune.data.render import Renderer, Special
+from sweeptune.models import load_tokenizer
 
-MARK = "\ufdd0"  # a noncharacter: Unicode promises that it never stands in text that is exchanged
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A stretch of text; ``learned`` marks what the assistant says with the token that ends its turn.
-
-    Attributes:
-        pieces: The text, cut inside whatever looks like a special token in the dataset's own text.
-        learned: Whether it bears loss.
-        role: Whose turn it is: an answer is the assistant's, what leads up to it is named ``prompt``.
-        turn: Number of the answer it belongs to, from 0.
-    """
-
-    pieces: tuple[str, ...]
-    learned: bool
-    role: str = "prompt"
-    turn: int = 0
-
-    @property
-    def text(self) -> str:
-        """The text as the template writes it."""
-        return "".join(self.pieces)
+FOLDER = Path(__file__).parent / "templates"
+NEEDS = {
+    "internlm2_chat": ("<|im_start|>", "<|im_end|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "alpaca": (),
+}
+"""The markup that each shipped template writes, all of it special tokens."""
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+OWN = "own_chat_template"  # the attribute of a tokenizer that keeps what it came with
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text, up to the end of its last answer's turn.
-
-    Attributes:
-        segments: In order; together they are the template's text.
-        loss_bytes: UTF-8 bytes of the text that bears loss, without special tokens.
-    """
-
-    segments: tuple[Segment, ...]
-    loss_bytes: int
-
-
-def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds the texts of tokens that are markup, such as the end of a turn; the group ``first`` is a first character.
-
-    It looks ahead only, so that it also finds tokens that overlap.
-    """
-    # Llama 3's <|eot_id|>, for one, is marked as special but not among all_special_tokens.
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    texts = sorted({text for text in [*added, *tokenizer.all_special_tokens] if len(text) > 1}, reverse=True)
-    alternatives = "|".join(map(re.escape, texts))
-    return re.compile(rf"(?=(?P<token>{alternatives}))(?P<first>.)" if texts else r"(?!)(?P<first>.)", re.DOTALL)
-
-
-def render(item: Conversation, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> Rendered:
-    """Render a conversation and cut it where the loss begins and ends.
-
-    Args:
-        item: The conversation.
-        tokenizer: With a chat template.
-        special: Of the same tokenizer, from `special_pattern`.
+def load_run_tokenizer(model: ModelConfig, template: TemplateConfig) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer with the template of a run.
 
     Raises:
-        ConfigError: The template refuses the turns, rewrites earlier text, or does not tell where an answer begins or
-            ends.
+        ConfigError: There is no tokenizer, or it cannot speak the template.
 
     Example:
-        >>> item = conversation([("user", "1+1?"), ("assistant", "2")])
-        >>> [segment.text for segment in render(item, tokenizer, special_pattern(tokenizer)).segments][1:]
-        ['2<|im_end|>', '\\n']
+        >>> tokenizer = load_run_tokenizer(config.model, config.template)
+        >>> tokenizer.apply_chat_template(messages, tokenize=False)
     """
-    mark = MARK
-    while any(mark in message.content for message in item.messages):
-        mark += MARK
-    messages = [{"role": m.role, "content": special.sub(rf"\g<first>{mark}", m.content)} for m in item.messages]
-    segments: list[Segment] = []
-    done = tail = ""
-    loss_bytes = turn = 0
-    for k, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, whole = _apply(messages[:k], tokenizer, True), _apply(messages[: k + 1], tokenizer, False)
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise ConfigError(_rewrites(k))
-        answer = whole[len(prompt) :]
-        _check_prompt(prompt, answer, messages[: k + 1], tokenizer)
-        said = answer[: _end_of_turn(answer, message["content"], special)]
-        segments.append(_segment(tail + prompt[len(done) :], mark, learned=False, turn=turn))
-        segments.append(_segment(said, mark, learned=True, turn=turn))
-        loss_bytes += len(_without_special(said, special).replace(mark, "").encode())
-        done, tail = whole, answer[len(said) :]
-        turn += 1
-    segments.append(_segment(tail, mark, learned=False, turn=turn - 1))
-    return Rendered(tuple(segments), loss_bytes)
+    return apply_template(load_tokenizer(model), template)
 
 
-def _segment(text: str, mark: str, *, learned: bool, turn: int) -> Segment:
-    return Segment(tuple(text.split(mark)), learned, "assistant" if learned else "prompt", turn)
+def apply_template(tokenizer: PreTrainedTokenizerBase, template: TemplateConfig) -> PreTrainedTokenizerBase:
+    """Make a tokenizer's chat template the one of a run; a second time changes nothing.
+
+    Args:
+        tokenizer: The model's; it is changed.
+        template: The run's.
+
+    Returns:
+        The same tokenizer.
+
+    Raises:
+        ConfigError: The tokenizer lacks the template's markup, or the template's file cannot be read.
+
+    Example:
+        >>> apply_template(tiny_tokenizer(), TemplateConfig(name="chatml", ...)).chat_template[:30]
+        '{#- ChatML: <|im_start|>role, '
+    """
+    own = own_template(tokenizer)
+    setattr(tokenizer, OWN, own)
+    if template.name == "auto":
+        tokenizer.chat_template = own
+    elif template.name == "none":
+        tokenizer.chat_template = _plain_template(tokenizer, template)
+    elif template.name == "jinja":
+        tokenizer.chat_template = _read(template)
+    else:
+        lacking = _lacks(template.name, tokenizer)
+        if lacking:
+            raise ConfigError(f"template={template.name}: {lacking}; {_would_work(tokenizer)}")
+        tokenizer.chat_template = shipped(template.name)
+    return tokenizer
 
 
-def _end_of_turn(answer: str, content: str, special: re.Pattern[str]) -> int:
-    """Where the first special token behind the content ends."""
-    said = content.strip()
-    behind = answer.find(said) + len(said) if said in answer else 0
-    found = special.search(answer, behind)
-    if found is None:
-        raise ConfigError(
-            f"template=auto: the assistant's turn ends with no special token ({answer[-20:]!r}), so the model would "
-            "never learn to stop; give the tokenizer a chat template that ends turns with its end-of-turn token"
-        )
-    return found.end("token")
+def own_template(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The chat template that the tokenizer came with: text, or texts by name; None where it has none."""
+    return getattr(tokenizer, OWN) if hasattr(tokenizer, OWN) else tokenizer.chat_template
 
 
-def _without_special(text: str, special: re.Pattern[str]) -> str:
-    kept, at = [], 0
-    while found := special.search(text, at):
-        kept.append(text[at : found.start()])
-        at = found.end("token")
-    return "".join([*kept, text[at:]])
+def shipped(name: str) -> str:
+    """The text of a template of ours."""
+    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def _apply(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, prompt: bool) -> str:
+def no_template(tokenizer: PreTrainedTokenizerBase, name: str) -> ConfigError:
+    """For conversations where the tokenizer has nothing to write them with."""
+    return ConfigError(
+        f"template={name}: this model's tokenizer has no chat template, and the data holds conversations; "
+        f"{_would_work(tokenizer)}; or fine-tune an instruct model, or give a file: template=jinja template.path=..."
+    )
+
+
+def document_texts(tokenizer: PreTrainedTokenizerBase, template: TemplateConfig) -> tuple[str | None, str | None]:
+    """The tokens before and behind a raw document, as text; None for none.
+
+    ``auto`` begins with the begin-of-text token, unless there is none, it ends texts, too, or chat templates write it
+    as markup (SmolLM2's is ``<|im_start|>``). It ends with what ends texts: not with what ends a turn, which some
+    models name their end-of-text.
+
+    Raises:
+        ConfigError: A token that is asked for is none of the tokenizer's.
+    """
+    own = own_template(tokenizer)
+    start, end = template.document_start, template.document_end
+    if start == "auto":
+        bos = tokenizer.bos_token
+        markup = bos is not None and any(bos in text for text in (_texts(own) or [shipped("chatml")]))
+        start = None if bos is None or bos == tokenizer.eos_token or markup else bos
+    if end == "auto":
+        end = tokenizer.eos_token
+        if end and end in _turn_ends(tokenizer, own):
+            end = next((text for text in ENDS if token_id(tokenizer, text) is not None), end)
+    for field, text in (("document_start", start), ("document_end", end)):
+        if text and token_id(tokenizer, text) is None:
+            raise ConfigError(
+                f"template.{field}={text}: is no token of this model's tokenizer; give the text of one, such as "
+                f"template.{field}='{tokenizer.eos_token}', or null for none, or auto"
+            )
+    return start or None, end or None
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The id of a token, by its text; None where the tokenizer has no such token."""
+    found = tokenizer.convert_tokens_to_ids(text)
+    return found if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
+
+
+def _texts(template: Any) -> list[str]:
+    return list(template.values()) if isinstance(template, dict) else [template] if template else []
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase, own: Any) -> list[str]:
+    if not own:
+        return ["<|im_end|>", "<|eot_id|>"]
+    special = Special(tokenizer)
+    return [turn_end(Renderer(tokenizer, "auto", text), special) for text in _texts(own)]
+
+
+def _plain_template(tokenizer: PreTrainedTokenizerBase, template: TemplateConfig) -> str:
+    texts = dict(zip(("document_start", "document_end"), document_texts(tokenizer, template), strict=True))
+    lines = [f"{{%- set {name} = {json.dumps(text or '', ensure_ascii=False)} -%}}" for name, text in texts.items()]
+    return "\n".join([*lines, shipped("none")])
+
+
+def _read(template: TemplateConfig) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ConfigError(f"template=auto: the model's chat template refuses the turns {roles}: {error}") from error
+        text = Path(str(template.path)).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"template.path={template.path}: cannot be read ({error}); give a jinja file") from error
+    if not text.strip():
+        raise ConfigError(f"template.path={template.path}: is empty; give a file that holds a jinja chat template")
+    return text
 
 
-def _check_prompt(prompt: str, answer: str, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> None:
-    """A template may lead up to the answer (an empty ``<think>`` block), but not with what begins every turn."""
-    if answer.lstrip().startswith(messages[-1]["content"].strip()) or prompt != _apply(messages[:-1], tokenizer, False):
-        return
-    raise ConfigError(
-        f"template=auto: this model's chat template ignores add_generation_prompt: an answer begins with "
-        f"{answer[:20]!r}, so the loss would fall on markup; give the model a template that writes one"
-    )
+def _lacks(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a shipped template needs and the tokenizer does not have, in words; empty where it can speak it."""
+    texts = Special(tokenizer).texts
+    missing = [text for text in NEEDS[name] if text not in texts]
+    if missing:
+        return f"the model's tokenizer has no token {' and no '.join(missing)}"
+    if name == "internlm2_chat" and (tokenizer.bos_token is None or tokenizer.bos_token in NEEDS[name]):
+        return f"it begins with a begin-of-text token, and the tokenizer's is {tokenizer.bos_token or 'none'}"
+    if name == "alpaca" and tokenizer.eos_token not in texts:
+        return "answers end with the end-of-text token, and the tokenizer has none"
+    return ""
 
 
-def _rewrites(k: int) -> str:
-    return (
-        f"template=auto: this model's chat template changes earlier text when turn {k + 1} is added, so the "
-        "assistant's tokens cannot be told apart; give the model a template that only appends"
-    )
+def _would_work(tokenizer: PreTrainedTokenizerBase) -> str:
+    works = [name for name in NEEDS if not _lacks(name, tokenizer)]
+    names = [*(["auto"] if own_template(tokenizer) else []), *works, "none"]
+    return f"with this tokenizer work template={', '.join(names)}"

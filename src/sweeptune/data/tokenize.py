@@ -1,7 +1,11 @@
 """From a conversation to token ids and the mask of what is learned.
 
-The text is the template's (`sweeptune.data.template`); each stretch of it is tokenized by itself, so that no token
-crosses the mask's edge, and nothing is added that the template did not write: there is never a second begin-of-text.
+The text is the template's (`sweeptune.data.cuts`); each answer is tokenized by itself, so that no token crosses the
+mask's edge, and nothing is added that the template did not write: there is never a second begin-of-text.
+
+Conversations of one shape (the same roles in the same order) are cut once, with other contents in place of theirs.
+Each of them is then rendered once, as a whole: where its contents in the shape's markup give exactly that text, the
+shape's cuts are its own; where not (a template that trims, say), it is cut by itself, which is slower.
 """
 
 from __future__ import annotations
@@ -9,112 +13,166 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import TemplateConfig
-from sweeptune.data.conversation import Conversation
-from sweeptune.data.template import Rendered, render, special_pattern
+from sweeptune.data.assemble import Owner, Part, Plan, Planner, parts_of, share
+from sweeptune.data.conversation import TEXT, Conversation, Message
+from sweeptune.data.cuts import SENTINEL, Cutter, cutter
+from sweeptune.data.documents import Document, Found, Request, document
+from sweeptune.data.pieces import Pieces
+from sweeptune.data.render import Renderer, Special, mark_for, marked, plain
+from sweeptune.data.rows import Encoded, Row, Span
+from sweeptune.data.template import apply_template, document_texts, no_template, token_id
 
-BATCH = 512
+__all__ = ["Encoded", "Encoder", "Row", "Span"]
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A tokenized example.
-
-    Attributes:
-        id: The conversation's hash.
-        input_ids: Token ids.
-        loss_mask: Whether token i is predicted with loss; the first never is.
-        loss_bytes: UTF-8 bytes of the text that bears loss, before the row was cut; special tokens count none.
-    """
-
-    id: str
-    input_ids: list[int]
-    loss_mask: list[bool]
-    loss_bytes: int
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return len(self.input_ids)
-
-    @property
-    def loss_tokens(self) -> int:
-        """Number of tokens that bear loss."""
-        return sum(self.loss_mask)
+VERSION = 1  # raised whenever other ids or masks come out than before, so that nothing old is used again
+BATCH = 1024
+BATCH_CHARACTERS = 4_000_000
+SHAPES = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a row's tokens with one owner.
+class Chat:
+    """A conversation on its way to token ids: its plan, and the contents that go into the plan's slots."""
 
-    Attributes:
-        role: system, user, assistant, tool, text, or prompt where what leads up to an answer is not told apart.
-        turn: Number of the answer it belongs to, from 0.
-        begin: First token.
-        end: Behind the last token.
-        learned: Whether it bears loss.
-        stops: How many tokens at its end are what ends the turn or the document.
-    """
+    item: Conversation
+    plan: Plan
+    contents: Sequence[str]
+    special: Special
 
-    role: str
-    turn: int
-    begin: int
-    end: int
-    learned: bool
-    stops: int = 0
+    def requests(self) -> list[Request]:
+        """What is to be tokenized."""
+        contents = self.contents
+        return [(step.text(contents), step.located, step.opening) for step in self.plan.texts]
+
+    def finish(self, found: Sequence[Found]) -> Iterator[Encoded]:
+        """Put the row together."""
+        plan, tokenized = self.plan, iter(found)
+        ids: list[int] = []
+        ends = [0] * len(plan.owners)
+        for step in plan.steps:
+            base = len(ids)
+            if not step.fragments:
+                ids += step.ids
+                for owner, end in step.ends:
+                    ends[owner] = base + end
+                continue
+            tokens, places = next(tokenized)
+            ids += tokens
+            if len(step.ends) > 1:
+                self._share(step.fragments, step.ends, places, base, ends)
+            ends[step.ends[-1][0]] = len(ids)
+        loss_bytes = plan.loss_bytes + sum(len(self.contents[i].encode()) for i in plan.learned)
+        spans, mask = _spans(plan.owners, ends)
+        if mask and mask[0]:
+            mask[0] = False
+            loss_bytes -= self._first_bytes(found)
+            spans = _first_apart(spans)
+        yield Encoded(Row(self.item.id, ids, mask, loss_bytes), tuple(spans), self.item)
+
+    def _share(
+        self,
+        fragments: tuple[str | int, ...],
+        owners: list[tuple[int, int]],
+        places: list[int],
+        base: int,
+        ends: list[int],
+    ) -> None:
+        sizes = [len(f if isinstance(f, str) else self.contents[f]) for f in fragments]
+        for owner, end in owners[:-1]:
+            ends[owner] = base + share(places, sum(sizes[:end]))
+
+    def _first_bytes(self, found: Sequence[Found]) -> int:
+        step = self.plan.steps[0]
+        if not step.fragments or not found[0][1]:
+            return 0  # a special token
+        text = step.text(self.contents)[: found[0][1][0]]
+        return len(self.special.without(text).encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A tokenized example with the owner of each of its tokens; the spans cover the row without a gap, in order."""
+def _spans(owners: Sequence[Owner], ends: Sequence[int]) -> tuple[list[Span], list[bool]]:
+    spans: list[Span] = []
+    mask: list[bool] = []
+    begin = 0
+    for owner, end in zip(owners, ends, strict=True):
+        if end > begin:
+            spans.append(Span(owner.role, owner.turn, begin, end, owner.learned, owner.stops))
+            mask += [owner.learned] * (end - begin)
+            begin = end
+    return spans, mask
 
-    row: Row
-    spans: tuple[Span, ...]
-    conversation: Conversation
+
+def _first_apart(spans: list[Span]) -> list[Span]:
+    """The first token of all bears no loss, so it is a span of its own."""
+    first, *others = spans
+    alone = Span(first.role, first.turn, 0, 1, False)
+    rest = Span(first.role, first.turn, 1, first.end, True, first.stops if first.end > 1 else 0)
+    return [alone, *([rest] if first.end > 1 else []), *others]
 
 
 class Encoder:
     """Turns conversations into token ids with their loss mask.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's; its chat template becomes that of ``template``.
         template: How a conversation becomes text.
         loss_on: assistant, last or all.
 
+    Attributes:
+        renderer: The chat template, which counts its renderings; None where there is none.
+
     Raises:
-        ConfigError: The tokenizer has no chat template.
+        ConfigError: The tokenizer cannot speak the template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateConfig, loss_on: str) -> None:
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                "template=auto: this model's tokenizer has no chat template; fine-tune an instruct model, or one whose "
-                "folder holds a chat_template.jinja"
-            )
-        self.tokenizer = tokenizer
+        self.tokenizer = apply_template(tokenizer, template)
         self.template = template
         self.loss_on = loss_on
-        self.special = special_pattern(tokenizer)
+        self.special = Special(tokenizer)
+        self.pieces = Pieces(tokenizer, self.special)
+        self.document_texts = document_texts(tokenizer, template)
+        chats = template.name != "none" and tokenizer.chat_template
+        self.renderer = Renderer(tokenizer, template.name) if chats else None
+        self._planner = Planner(self.pieces, self.special)
+        self._losses: dict[tuple[tuple[str, bool | None], ...], tuple[bool, ...]] = {}
+        self._shapes: dict[tuple[tuple[str, ...], tuple[bool, ...]], Plan | None] = {}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names everything that token ids and masks depend on beside the conversations."""
-        return hashlib.sha256(repr((self.tokenizer.chat_template, self.template, self.loss_on)).encode()).hexdigest()
+        backend: Any = self.pieces.backend
+        self.pieces.ids(["a"])  # leaves truncation and padding off, which would be part of the text
+        content = backend.to_str() if backend else repr(sorted(self.tokenizer.get_vocab().items()))
+        named = (
+            VERSION,
+            self.tokenizer.chat_template,
+            sorted(self.tokenizer.special_tokens_map.items()),
+            self.template.name == "none",
+            self.document_texts,
+            self.loss_on,
+        )
+        return hashlib.sha256(repr(named).encode() + content.encode()).hexdigest()
 
     def encode(self, conversations: Iterable[Conversation], *, window: int | None = None) -> Iterator[Encoded]:
-        """Tokenize conversations, in order. Turns after the last answer are left out: no loss depends on them.
+        """Tokenize conversations, in order.
+
+        Turns after the last answer are left out, unless they bear loss: no other loss depends on them.
 
         Args:
             conversations: What to tokenize.
-            window: Cut raw text to windows of so many tokens, each a row of its own; None keeps documents whole.
+            window: Cut raw text to windows of so many tokens, each a row of its own, named ``<id>-<k>``; None keeps
+                documents whole.
 
         Raises:
             ConfigError: The template fails, does not tell where an answer begins, or does not end it with a special
-                token.
+                token; or there is none.
 
         Example:
             >>> encoder = Encoder(tiny_tokenizer(), config.template, "assistant")
@@ -122,70 +180,117 @@ class Encoder:
             >>> found.row.length, found.row.loss_tokens, found.row.loss_bytes   # the loss is on "2" and <|im_end|>
             (30, 2, 1)
         """
-        batch: list[tuple[Conversation, Rendered]] = []
+        batch: list[Chat | Document] = []
+        characters = 0
         for item in conversations:
-            batch.append((item, render(item, self.tokenizer, self.special)))
-            if len(batch) == BATCH:
-                yield from _encode_batch(batch, self.tokenizer)
-                batch = []
-        yield from _encode_batch(batch, self.tokenizer)
+            batch.append(self._prepare(item, window))
+            characters += sum(len(message.content) for message in item.messages)
+            if len(batch) == BATCH or characters > BATCH_CHARACTERS:
+                yield from self._finish(batch)
+                batch, characters = [], 0
+        yield from self._finish(batch)
 
+    def _finish(self, batch: Sequence[Chat | Document]) -> Iterator[Encoded]:
+        """Tokenize every text of a batch in two calls, and put the rows together again."""
+        jobs = [job.requests() for job in batch]
+        wanted: dict[bool, list[str]] = {False: [], True: []}
+        openings: dict[bool, list[bool]] = {False: [], True: []}
+        for requests in jobs:
+            for text, located, opening in requests:
+                wanted[located].append(text)
+                openings[located].append(opening)
+        plain = iter(self.pieces.ids(wanted[False], openings[False]))
+        placed = iter(self.pieces.located(wanted[True], openings[True]))
+        for job, requests in zip(batch, jobs, strict=True):
+            yield from job.finish([next(placed) if located else (next(plain), []) for _, located, _ in requests])
 
-def _encode_batch(
-    batch: Sequence[tuple[Conversation, Rendered]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Encoded]:
-    """Tokenize every piece of every conversation in one call, and put the rows together again."""
-    pieces: list[str] = []
-    openings: set[int] = set()
-    for _, rendered in batch:
-        openings.add(len(pieces))
-        pieces += [piece for segment in rendered.segments for piece in segment.pieces]
-    encoded = iter(_encode(pieces, openings, tokenizer))
-    for item, rendered in batch:
-        ids: list[int] = []
-        mask: list[bool] = []
-        spans: list[Span] = []
-        for segment in rendered.segments:
-            tokens = [token for _ in segment.pieces for token in next(encoded)]
-            begin = len(ids)
-            ids += tokens
-            mask += [segment.learned] * len(tokens)
-            stops = 1 if segment.learned else 0
-            spans.append(Span(segment.role, segment.turn, begin, len(ids), segment.learned, stops))
-        mask[0] = False
-        yield Encoded(Row(item.id, ids, mask, rendered.loss_bytes), tuple(spans), item)
+    def _prepare(self, item: Conversation, window: int | None) -> Chat | Document:
+        if item.messages[0].role == TEXT:
+            start, end = (None if t is None else token_id(self.tokenizer, t) for t in self.document_texts)
+            return document(item, self.special, (start, end), window)
+        learned = self._learned(tuple([(m.role, m.loss) for m in item.messages]))
+        messages = item.messages[: len(learned)]
+        if self.template.name == "none":
+            return self._joined(item, messages, learned)
+        if self.renderer is None:
+            raise no_template(self.tokenizer, self.template.name)
+        ordinary, contents, written = not item.tools, [], []
+        for message in messages:
+            ordinary = ordinary and not message.extra and not self.special.inside(message.content)
+            contents.append(message.content)
+            written.append({"role": message.role, "content": message.content})
+        if ordinary:
+            plan = self._shape(tuple([m.role for m in messages]), learned)
+            if plan is not None and plan.whole(contents) == self.renderer.text(written, False):
+                return Chat(item, plan, contents, self.special)
+        return self._alone(item, messages, learned)
 
+    def _learned(self, turns: tuple[tuple[str, bool | None], ...]) -> tuple[bool, ...]:
+        """Whether each message bears loss: as the row says, else as ``loss_on`` does; up to the last that matters."""
+        if turns not in self._losses:
+            answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+            chosen = {"assistant": answers, "last": answers[-1:], "all": range(len(turns))}[self.loss_on]
+            learned = tuple(i in chosen if loss is None else loss for i, (_, loss) in enumerate(turns))
+            count = max([i + 1 for i, loss in enumerate(learned) if loss] + [i + 1 for i in answers], default=0)
+            self._losses = self._losses if len(self._losses) < SHAPES else {}
+            self._losses[turns] = learned[:count]
+        return self._losses[turns]
 
-def _encode(pieces: list[str], openings: set[int], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each piece, as they are in the middle of a text.
+    @cached_property
+    def _cutter(self) -> Cutter:
+        assert self.renderer is not None
+        return cutter(self.renderer, self.special)
 
-    Tokenizers in the manner of sentencepiece put a space before whatever they are given. There, pieces that do not
-    open a text (those not in ``openings``) are tokenized behind a guard character, whose tokens are taken away again.
-    """
-    if not pieces or not _adds_space(tokenizer):
-        return _ids(pieces, tokenizer)
-    guards = ["" if i in openings or not piece else _guard(piece) for i, piece in enumerate(pieces)]
-    taken = {guard: _ids([guard], tokenizer)[0] if guard else [] for guard in set(guards)}
-    encoded = _ids([guard + piece for guard, piece in zip(guards, pieces, strict=True)], tokenizer)
-    for guard, piece, ids in zip(guards, pieces, encoded, strict=True):
-        if ids[: len(taken[guard])] != taken[guard]:
-            raise ConfigError(
-                f"the model's tokenizer joins {guard!r} and {piece[:20]!r} to one token, so an answer cannot be "
-                "tokenized by itself; use the model's fast tokenizer (tokenizer.json)"
-            )
-    return [ids[len(taken[guard]) :] for guard, ids in zip(guards, encoded, strict=True)]
+    def _shape(self, roles: tuple[str, ...], learned: tuple[bool, ...]) -> Plan | None:
+        """The plan of every conversation with these roles; None where contents cannot be told from markup."""
+        if (roles, learned) not in self._shapes:
+            if len(self._shapes) >= SHAPES:
+                return None
+            self._shapes[roles, learned] = self._probe(roles, learned)
+        return self._shapes[roles, learned]
 
+    def _probe(self, roles: tuple[str, ...], learned: tuple[bool, ...]) -> Plan | None:
+        messages = [{"role": role, "content": SENTINEL.format(i)} for i, role in enumerate(roles)]
+        try:
+            plan = self._planner.plan(self._parts(messages, learned, None))
+        except ConfigError:
+            return None  # the row itself is asked next, and its error is about its own text
+        slots = [f for step in plan.steps for f in step.fragments if isinstance(f, int)]
+        return plan if slots == list(range(len(roles))) else None
 
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    alone, behind = _ids(["a", "\na"], tokenizer)
-    return behind[-len(alone) :] != alone
+    def _alone(self, item: Conversation, messages: Sequence[Message], learned: tuple[bool, ...]) -> Chat:
+        """A conversation that is cut by itself."""
+        mark = mark_for(item)
+        written = [marked(plain(m), self.special, mark) | {"role": m.role} for m in messages]
+        tools = marked(item.tools, self.special, mark) if item.tools else None
+        return Chat(item, self._planner.plan(self._parts(written, learned, tools), mark), (), self.special)
 
+    def _parts(self, messages: list[dict[str, Any]], learned: tuple[bool, ...], tools: Any) -> list[Part]:
+        everything = self.loss_on == "all"
+        # Where all is learned, what is said by others need not be told from the markup around it.
+        told = [
+            loss and (m["role"] == "assistant" or not everything) for m, loss in zip(messages, learned, strict=True)
+        ]
+        return parts_of(self._cutter.cut(messages, told, tools), learned, everything)
 
-def _guard(piece: str) -> str:
-    """A character that is not joined with the piece: a newline could be joined with other white space."""
-    return "a" if piece[0].isspace() else "\n"
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    return found
+    def _joined(self, item: Conversation, messages: Sequence[Message], learned: tuple[bool, ...]) -> Chat:
+        """A conversation without a template: what is said, one after the other, between the tokens of a document."""
+        parts: list[Part] = []
+        mark, turn = mark_for(item), 0
+        answers = sum(m.role == "assistant" for m in messages)
+        start, end = self.document_texts
+        if start is not None:
+            first = Owner(messages[0].role, 0, False)
+            parts.append(Part("", first, ids=tuple(self.pieces.ids([start])[0])))
+        edge = False
+        for message, loss in zip(messages, learned, strict=True):
+            owner = Owner(message.role, max(min(turn, answers - 1), 0), loss)
+            alone = message.role == "assistant" or loss
+            parts.append(Part(marked(message.content, self.special, mark), owner, edge=edge or alone))
+            edge = alone
+            turn += message.role == "assistant"
+        if end is not None and messages:
+            last = parts[-1].owner
+            stop = Owner(last.role, last.turn, last.learned, int(last.learned))
+            parts.append(Part("", stop, ids=tuple(self.pieces.ids([end])[0])))
+        return Chat(item, self._planner.plan(parts, mark), (), self.special)

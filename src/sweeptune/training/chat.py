@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sweeptune.config.compose import load
-from sweeptune.models import load_tokenizer
+from sweeptune.data import load_run_tokenizer
 from sweeptune.training.restore import load_base, load_trained
 
 HELP = "Type a message; /before and /after choose who answers, /both asks both, /new forgets, /quit ends."
@@ -27,7 +27,7 @@ class Speakers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = load(folder / "config.yaml")
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.config.model)
+        self.tokenizer: PreTrainedTokenizerBase = load_run_tokenizer(self.config.model, self.config.template)
         self._after: PreTrainedModel | None = None
         self._before: PreTrainedModel | None = None
 

@@ -12,8 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_splits, load_whole
-from sweeptune.models import load_tokenizer
+from sweeptune.data import Row, load_run_tokenizer, load_splits, load_whole
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
 from sweeptune.training.placement import Placement, place
@@ -47,7 +46,7 @@ def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, 
 
 def held_out(config: Config, split: str) -> list[Row]:
     """The rows of a split, or of everything."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_run_tokenizer(config.model, config.template)
     if split == "all":
         return load_whole(config.data, config.eval, config.template, tokenizer, progress)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)

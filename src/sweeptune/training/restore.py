@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sweeptune.config.compose import load
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
+from sweeptune.data import load_run_tokenizer
 from sweeptune.methods import METHODS
-from sweeptune.models import load_model, load_tokenizer
+from sweeptune.models import load_model
 from sweeptune.training.checkpoint import STATE, find_checkpoints, load_trainable
 from sweeptune.training.placement import Placement, place
 from sweeptune.training.session import build_model
@@ -46,7 +47,7 @@ def load_trained(folder: Path) -> Trained:
     model = build_model(config, placement, folder)
     load_trainable(model, checkpoint)
     step = json.loads((checkpoint / STATE).read_text())["step"]
-    return Trained(config, model.eval(), load_tokenizer(config.model), placement, step)
+    return Trained(config, model.eval(), load_run_tokenizer(config.model, config.template), placement, step)
 
 
 def newest(folder: Path) -> tuple[Config, Path]:

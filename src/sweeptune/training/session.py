@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, Splits, Step, load_splits, plan_steps
+from sweeptune.data import Row, Splits, Step, load_run_tokenizer, load_splits, plan_steps
 from sweeptune.kernels.attention import masks_by_layer, resolve
 from sweeptune.methods import METHODS
-from sweeptune.models import load_model, load_tokenizer
+from sweeptune.models import load_model
 from sweeptune.tracking.console import progress, spinner
 from sweeptune.tracking.files import JsonLines
 from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load_training_state, resumable
@@ -119,7 +119,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     torch.manual_seed(config.seed)
     meter = MemoryMeter(placement.device)
     meter.enter("load")
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_run_tokenizer(config.model, config.template)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
     steps = plan_steps(splits.train, config.data, config.train, config.seed)
     model = build_model(config, placement, folder)

@@ -1,0 +1,170 @@
+"""A chat template at work: messages to text, compiled once, and the marks that keep a dataset's own text apart.
+
+Text of a dataset stays text: where a message contains, say, ``<|im_end|>``, a mark is put inside it before rendering,
+and the text is later tokenized in pieces, cut at the mark, so that no piece holds a whole special token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.data.conversation import Conversation, Message
+
+MARK = "\ufdd0"  # a noncharacter: Unicode promises that it never stands in text that is exchanged
+
+
+class Special:
+    """The texts of a tokenizer's special tokens: markup, such as the end of a turn.
+
+    Attributes:
+        texts: All of them that are longer than a character.
+        swallowing: Those that take the white space behind them into themselves.
+        pattern: Finds one; the groups are ``token`` and its first character, ``first``. It looks ahead only, so that
+            it also finds tokens that overlap.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        # Llama 3's <|eot_id|>, for one, is marked as special but not among all_special_tokens.
+        added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.swallowing = frozenset(token.content for token in added if token.rstrip)
+        texts = {text for text in [*(token.content for token in added), *tokenizer.all_special_tokens] if len(text) > 1}
+        self.texts = frozenset(texts)
+        self.pattern = special_pattern(texts)
+        self._beginnings = sorted({text[:2] for text in texts})
+        self._any = re.compile("|".join(map(re.escape, sorted(texts))) or r"(?!)")
+
+    def inside(self, text: str) -> bool:
+        """Whether the text holds one; quick where it does not, as with nearly every text of a dataset."""
+        for beginning in self._beginnings:  # a plain loop: this is asked of every text there is
+            if beginning in text:
+                return self._any.search(text) is not None
+        return False
+
+    def without(self, text: str) -> str:
+        """The text without its special tokens."""
+        kept, at = [], 0
+        while found := self.pattern.search(text, at):
+            kept.append(text[at : found.start()])
+            at = found.end("token")
+        return "".join([*kept, text[at:]])
+
+    def end(self, text: str, at: int) -> int | None:
+        """Where the first special token from ``at`` on ends, with the white space that it swallows."""
+        found = self.pattern.search(text, at)
+        if found is None:
+            return None
+        end = found.end("token")
+        if found["token"] in self.swallowing:
+            end += len(text[end:]) - len(text[end:].lstrip())
+        return end
+
+
+def special_pattern(texts: Sequence[str] | set[str]) -> re.Pattern[str]:
+    """Finds any of the texts, the longest first, by looking ahead."""
+    alternatives = "|".join(map(re.escape, sorted(texts, reverse=True)))
+    return re.compile(rf"(?=(?P<token>{alternatives}))(?P<first>.)" if alternatives else r"(?!)(?P<first>.)", re.DOTALL)
+
+
+class Renderer:
+    """A tokenizer's chat template, compiled once.
+
+    Args:
+        tokenizer: Whose special tokens the template may write.
+        name: The option's name, for messages.
+        chat_template: Another template than the tokenizer's.
+
+    Attributes:
+        calls: How many texts have been rendered: what the encoder saves on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, chat_template: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.template = chat_template or tokenizer.chat_template
+        self.calls = 0
+        self._tokens = dict(tokenizer.special_tokens_map)
+        self._compiled = _compile(self.template, self._tokens)
+
+    def text(
+        self, messages: list[dict[str, Any]], prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """Render messages; with ``prompt``, up to where the assistant is asked to speak.
+
+        Raises:
+            ConfigError: The template refuses them.
+        """
+        self.calls += 1
+        try:
+            if self._compiled and not tools and all(len(message) == 2 for message in messages):
+                found = self._compiled(messages, prompt)
+            else:
+                found = self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=[dict(tool) for tool in tools] if tools else None,
+                    chat_template=self.template if isinstance(self.template, str) else None,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ConfigError(f"template={self.name}: {self._refusal(messages, tools)}: {error}") from error
+        return str(found)
+
+    def _refusal(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        roles = ", ".join(message["role"] for message in messages)
+        return f"this chat template refuses the turns {roles}{' with tools' if tools else ''}"
+
+
+def _compile(template: Any, tokens: dict[str, Any]) -> Callable[[list[dict[str, Any]], bool], str] | None:
+    """What apply_chat_template does with plain messages, without its copies and look-ups; None where it is asked.
+
+    The template is compiled by transformers, in its sandbox.
+    """
+    if not isinstance(template, str):
+        return None
+    try:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        compiled = _compile_jinja_template(template)
+    except (ImportError, TemplateError):  # a template that is no jinja fails again, with words, when it is rendered
+        return None
+    known = {**compiled.globals, "tools": None, "documents": None, **tokens}
+
+    def render(messages: list[dict[str, Any]], prompt: bool) -> str:
+        # With `shared`, jinja takes the names as they are instead of looking its own up again for every text.
+        context = compiled.new_context({**known, "messages": messages, "add_generation_prompt": prompt}, shared=True)
+        return "".join(compiled.root_render_func(context))
+
+    return render
+
+
+def mark_for(item: Conversation) -> str:
+    """A mark that stands nowhere in a conversation."""
+    extras = [json.dumps([m.extra for m in item.messages if m.extra] + [item.tools], ensure_ascii=False)]
+    texts = [m.content for m in item.messages] + extras
+    mark = MARK
+    while any(mark in text for text in texts):
+        mark += MARK
+    return mark
+
+
+def marked(value: Any, special: Special, mark: str) -> Any:
+    """A JSON value with the mark inside everything that looks like a special token."""
+    if isinstance(value, str):
+        return special.pattern.sub(rf"\g<first>{mark}", value) if special.inside(value) else value
+    if isinstance(value, Mapping):
+        return {key: marked(inner, special, mark) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [marked(inner, special, mark) for inner in value]
+    return value
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it."""
+    return {"role": message.role, "content": message.content, **(message.extra or {})}
