@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
+from sweeptune.data.store import StoreWriter, TokenStore, open_parts
 from sweeptune.data.tokenize import Row
 
 
@@ -69,3 +70,14 @@ def pairs(count: int) -> list[Conversation]:
 def ids(rows: Sequence[Row] | Sequence[Conversation]) -> list[str]:
     """Which rows these are."""
     return [row.id for row in rows]
+
+
+def store_of(folder: Path, rows: Sequence[Row], vocabulary: int = 1000, source: int = 0) -> TokenStore:
+    """Rows on disk."""
+    with StoreWriter(folder, ["rows"], vocabulary) as writer:
+        for row in rows:
+            writer.append("rows", row, source)
+        writer.finish({})
+    found = open_parts(folder)
+    assert found is not None
+    return found[0]["rows"]

@@ -3,7 +3,8 @@
 from sweeptune.data.collate import IGNORED, Batch, collate
 from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
-from sweeptune.data.splits import Splits, load_splits
+from sweeptune.data.splits import Splits, load_everything, load_splits
+from sweeptune.data.store import StoreWriter, TokenStore, lengths_of, loss_counts_of, open_parts
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
 __all__ = [
@@ -17,11 +18,17 @@ __all__ = [
     "Span",
     "Splits",
     "Step",
+    "StoreWriter",
+    "TokenStore",
     "collate",
     "eval_batches",
     "hash_plan",
     "hash_rows",
+    "lengths_of",
+    "load_everything",
     "load_splits",
+    "loss_counts_of",
     "micro_batches",
+    "open_parts",
     "plan_steps",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import TrainConfig
+from sweeptune.data.store import TokenStore, hash_digests, row_digest
 from sweeptune.data.tokenize import Row
 
 
@@ -124,10 +125,8 @@ def _chunks(rows: list[Row], size: int) -> list[list[Row]]:
 
 def hash_rows(rows: Sequence[Row]) -> str:
     """Name rows by their content: ids, tokens and masks."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.id, row.input_ids, [i for i, on in enumerate(row.loss_mask) if on])).encode())
-    return digest.hexdigest()[:16]
+    # A store knows the digest of each row, so that gigabytes need not be read for a name.
+    return rows.content_hash if isinstance(rows, TokenStore) else hash_digests(map(row_digest, rows))
 
 
 def hash_plan(rows: Sequence[Row], steps: Sequence[Step]) -> str:

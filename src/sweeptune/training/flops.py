@@ -15,7 +15,7 @@ import bitsandbytes as bnb
 import torch
 from transformers import PreTrainedModel
 
-from sweeptune.data import Row
+from sweeptune.data import Row, lengths_of, loss_counts_of
 
 # Dense peaks of the vendors' datasheets in TFLOP/s for (bf16 and fp16): substring of the device's name -> peak.
 DENSE_TFLOPS = {
@@ -70,12 +70,13 @@ def flops_per_token(model: PreTrainedModel, rows: Sequence[Row], *, frozen_base:
     base = 4 if frozen_base else 6
     # In a frozen base everything that trains is an adapter (or a magnitude of one), so it costs 6 per weight.
     body = sum(n * (6 if trains else base) for key, (n, trains) in sizes.items() if key not in outside)
-    tokens = sum(row.length for row in rows)
-    loss_share = sum(row.loss_tokens for row in rows) / tokens
+    lengths = lengths_of(rows)
+    tokens = int(lengths.sum())
+    loss_share = int(loss_counts_of(rows).sum()) / tokens
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = config.num_attention_heads * head_dim
     # Causal: QK^T and PV are 2 * s^2 * width each for the full square, half of it for the triangle; backward is twice.
-    attention = 6 * config.num_hidden_layers * width * sum(row.length**2 for row in rows) / tokens
+    attention = 6 * config.num_hidden_layers * width * int((lengths**2).sum()) / tokens
     return float(body + base * logical_size(head) * loss_share + attention)
 
 

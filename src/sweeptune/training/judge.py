@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_splits
+from sweeptune.data import Row, load_everything, load_splits
 from sweeptune.models import load_tokenizer
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
@@ -45,19 +44,17 @@ def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, 
     return _score(model, held_out(config, "eval"), config, placement, int(model.config.pad_token_id or 0))
 
 
-def held_out(config: Config, split: str) -> list[Row]:
+def held_out(config: Config, split: str) -> Sequence[Row]:
     """The rows of a split, or of everything."""
-    data, judged = config.data, config.eval
+    tokenizer = load_tokenizer(config.model)
     if split == "all":
-        data, judged = replace(data, max_length=sys.maxsize), replace(judged, max_samples=None)
-    splits = load_splits(data, judged, config.template, load_tokenizer(config.model), progress)
-    if split != "all":
-        return splits.eval if split == "eval" else splits.test
-    return [*splits.train, *splits.eval, *splits.test][: config.eval.max_samples]
+        return load_everything(config.data, config.eval, config.template, tokenizer, progress)
+    splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    return splits.eval if split == "eval" else splits.test
 
 
 def _score(
-    model: torch.nn.Module, rows: list[Row], config: Config, placement: Placement, pad_id: int
+    model: torch.nn.Module, rows: Sequence[Row], config: Config, placement: Placement, pad_id: int
 ) -> dict[str, Any]:
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     if placement.compute is not torch.float32:
