@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
+from sweeptune.data.fit import HoldOut
 from sweeptune.data.store import StoreWriter, TokenStore, open_parts
 from sweeptune.data.tokenize import Row
 
@@ -67,17 +68,33 @@ def pairs(count: int) -> list[Conversation]:
     return [conversation([("user", f"What is {i}?"), ("assistant", f"It is {i}.")]) for i in range(count)]
 
 
+def split(rows: Sequence[Conversation], data: DataConfig) -> dict[str, list[Conversation]]:
+    """Cut rows as the pipeline does."""
+    held = HoldOut(data)
+    parts: dict[str, list[Conversation]] = {"train": [], "eval": [], "test": []}
+    for row in rows:
+        parts[held.count(row.split_key)].append(row)
+    held.check()
+    return parts
+
+
 def ids(rows: Sequence[Row] | Sequence[Conversation]) -> list[str]:
     """Which rows these are."""
     return [row.id for row in rows]
 
 
-def store_of(folder: Path, rows: Sequence[Row], vocabulary: int = 1000, source: int = 0) -> TokenStore:
+def store_of(
+    folder: Path,
+    rows: Sequence[Row],
+    vocabulary: int = 1000,
+    source: int = 0,
+    meta: dict[str, Any] | None = None,
+) -> TokenStore:
     """Rows on disk."""
     with StoreWriter(folder, ["rows"], vocabulary) as writer:
         for row in rows:
             writer.append("rows", row, source)
-        writer.finish({})
+        writer.finish(meta or {})
     found = open_parts(folder)
     assert found is not None
     return found[0]["rows"]

@@ -23,16 +23,7 @@ from sweeptune.data.splits import Splits, first_by_hash, load_everything, load_s
 from sweeptune.data.tokenize import Encoded, Row, Span
 from sweeptune.models.fetch import cache_dir
 from sweeptune.models.tiny import tiny_tokenizer
-from tests.data.helpers import data_config, ids, pairs, rows_of, store_of, template_config
-
-
-def split(rows: Sequence[Conversation], data: DataConfig) -> dict[str, list[Conversation]]:
-    """Cut rows as the pipeline does."""
-    held, parts = HoldOut(data), {"train": [], "eval": [], "test": []}
-    for row in rows:
-        parts[held.count(row.split_key)].append(row)
-    held.check()
-    return parts
+from tests.data.helpers import data_config, ids, pairs, rows_of, split, store_of, template_config
 
 
 def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int]]:

@@ -173,7 +173,7 @@ def test_a_store_that_is_removed_stays_open_for_who_has_it(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which plays a full disk")
 @pytest.mark.parametrize("large", [False, True], ids=["at the end", "on the way"])
 def test_a_full_disk_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(storing, "open_file", lambda path: Path("/dev/full").open("wb", buffering=2**20))
+    monkeypatch.setattr(storing, "open_file", lambda path: Path.open(Path("/dev/full"), "wb", buffering=2**20))
     rows = [Row("a", [1] * 2**20, [True] * 2**20, 0)] if large else drawn(1)
     with pytest.raises(ConfigError, match="no room for the tokenized rows") as error:
         store_of(tmp_path / "s", rows)
