@@ -113,7 +113,7 @@ def test_splitting_keeps_every_token_that_can_be_learned():
     assert [row.input_ids for row in kept] == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
     # The first token of a row has nothing before it, so it cannot be predicted.
     assert [row.loss_mask for row in kept] == [[False] * 5 + [True] * 5, [False] + [True] * 9, [False] + [True] * 4]
-    assert kept[0].id == whole.id and len({row.id for row in kept}) == 3
+    assert ids(kept) == [whole.id, f"{whole.id}-1", f"{whole.id}-2"]
     assert counts == {"truncated_rows": 0, "split_rows": 1, "dropped_rows": 0, "tokens_cut": 0}
 
 
@@ -387,7 +387,8 @@ class TextEncoder:
             width = window or len(whole)
             for begin in range(0, len(whole), width):
                 tokens = whole[begin : begin + width]
-                row = Row(item.id, tokens, [False] + [True] * (len(tokens) - 1), len(tokens))
+                name = f"{item.id}-{begin // width}" if window else item.id
+                row = Row(name, tokens, [False] + [True] * (len(tokens) - 1), len(tokens))
                 yield Encoded(row, (Span("text", 0, 0, len(tokens), True),), item)
 
 
@@ -406,7 +407,8 @@ def documents(monkeypatch) -> list[Conversation]:
 
 
 @pytest.mark.parametrize("packing", ["none", "pack", "split"])
-def test_raw_text_is_read_in_windows_but_for_training_that_cuts_itself(documents, packing):
+def test_raw_text_is_read_in_windows_but_for_training_that_cuts_itself(documents, monkeypatch, packing):
+    monkeypatch.setattr(pipeline, "ASIDE", 5)
     data = data_config(packing=packing, max_length=50, eval_fraction=0.2, test_fraction=0.2, on_long_row="truncate")
     splits = load(data)
     held = HoldOut(data)
@@ -422,7 +424,9 @@ def test_raw_text_is_read_in_windows_but_for_training_that_cuts_itself(documents
         parts = [text[at : at + 50] for text in content[name] for at in range(0, len(text), 50)]
         expected = content[name] if whole else [part for part in parts if len(part) > 1]
         assert sorted(bytes(row.input_ids) for row in rows) == sorted(expected)
-    assert ids(splits.eval) == sorted(ids(splits.eval))
+    documents_of = [name.partition("-")[0] for name in ids(splits.eval)]
+    assert documents_of != sorted(documents_of), "the first by hash are not the windows of a few documents"
+    assert load(data, max_samples=4).eval == splits.eval[:4]
     if packing != "split":
         assert [bytes(row.input_ids) for row in splits.train] == [
             part for text in content["train"] for at in range(0, len(text), 50) if len(part := text[at : at + 50]) > 1
@@ -446,7 +450,9 @@ def mixture(folder: Path, *shares: tuple[int, float | None]) -> DataConfig:
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (1, 3), (1, 7.5), (100, 1)])
-def test_weights_are_shares_of_the_training_tokens(tmp_path, weights):
+def test_weights_are_shares_of_the_training_tokens(tmp_path, weights, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sweeptune"), "propagate", True)
+    caplog.set_level("INFO", "sweeptune")
     splits = load(mixture(tmp_path, (400, weights[0]), (90, weights[1])))
     sources, lengths = splits.train.sources, splits.train.lengths
     total = sum(weights)
@@ -460,6 +466,10 @@ def test_weights_are_shares_of_the_training_tokens(tmp_path, weights):
     assert (splits.eval, splits.test) == (plain.eval, plain.test)
     passes = [part["passes"] for part in splits.stats["mix"]]
     assert min(passes) == 1.0
+    for part in splits.stats["mix"]:
+        assert (
+            f"{part['path']}: {100 * part['share']:.2f} % of the tokens, seen {part['passes']:.2f} times" in caplog.text
+        )
 
 
 def test_repeats_are_whole_passes_and_a_rest(tmp_path):

@@ -21,6 +21,7 @@ from sweeptune.data.tokenize import Row
 
 CHUNK_ROWS = 1024
 CHUNK_CHARACTERS = 2**22
+KINDS = ("truncated", "split", "dropped")
 PERCENTS = [percent / 100 for percent in range(100)]
 
 
@@ -141,11 +142,6 @@ class HoldOut:
         return min(fits)[1:] if fits else None
 
 
-def part_id(name: str, number: int) -> str:
-    """The id of the n-th row of a sample: its own, then a hash; scores are kept by id, so each row has another."""
-    return name if number == 0 else hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:16]
-
-
 def policy(data: DataConfig) -> str:
     """What is done with a training sample that is longer than ``data.max_length``; ``whole`` leaves it as it is."""
     if data.on_long_row != "auto" and (data.packing, data.on_long_row) != ("split", "split"):
@@ -158,17 +154,14 @@ class Fit:
     """Makes rows fit ``data.max_length`` as ``data.on_long_row`` says, and counts what that costs.
 
     Attributes:
-        truncated: Rows that lost their end.
-        split: Rows that became several.
-        dropped: Rows of which nothing that bears loss is left.
-        tokens_cut: Tokens lost in all of them.
+        costs: By what happened to rows (``truncated``, ``split``, or ``dropped``: nothing that bears loss is left), how
+            many rows it happened to and how many of their tokens and loss tokens were lost.
     """
 
     data: DataConfig
-    truncated: int = 0
-    split: int = 0
-    dropped: int = 0
-    tokens_cut: int = 0
+    costs: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {kind: {"rows": 0, "tokens": 0, "loss_tokens": 0} for kind in KINDS}
+    )
     too_long: int = 0
     longest: int = 0
 
@@ -192,10 +185,12 @@ class Fit:
             self.too_long += 1
             self.longest = max(self.longest, row.length)
         kept = [piece for piece in pieces if True in piece.loss_mask]
-        self.dropped += not kept
-        self.truncated += how == "truncate" and bool(kept)
-        self.split += how == "split" and bool(kept)
-        self.tokens_cut += row.length - sum(piece.length for piece in kept)
+        kind = "dropped" if not kept else {"truncate": "truncated", "split": "split"}.get(how)
+        if kind:
+            cost = self.costs[kind]
+            cost["rows"] += 1
+            cost["tokens"] += row.length - sum(piece.length for piece in kept)
+            cost["loss_tokens"] += row.loss_tokens - sum(piece.loss_tokens for piece in kept)
         return kept
 
     def check(self) -> None:
@@ -212,12 +207,8 @@ class Fit:
 
     def counts(self) -> dict[str, int]:
         """For the log and the record."""
-        return {
-            "truncated_rows": self.truncated,
-            "split_rows": self.split,
-            "dropped_rows": self.dropped,
-            "tokens_cut": self.tokens_cut,
-        }
+        rows = {f"{kind}_rows": cost["rows"] for kind, cost in self.costs.items()}
+        return rows | {"tokens_cut": sum(cost["tokens"] for cost in self.costs.values())}
 
 
 def _piece(row: Row, begin: int, end: int, number: int) -> Row:
@@ -227,4 +218,10 @@ def _piece(row: Row, begin: int, end: int, number: int) -> Row:
     learned = row.loss_mask.count(True)
     # The first piece keeps the bytes before the cut, as `Row` defines them; later ones have their share.
     size = row.loss_bytes if number == 0 else row.loss_bytes * mask.count(True) // max(1, learned)
-    return replace(row, id=part_id(row.id, number), input_ids=row.input_ids[begin:end], loss_mask=mask, loss_bytes=size)
+    return replace(
+        row,
+        id=f"{row.id}-{number}" if number else row.id,
+        input_ids=row.input_ids[begin:end],
+        loss_mask=mask,
+        loss_bytes=size,
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.cache import Kept, keep, key_of
 from sweeptune.data.conversation import TEXT, Conversation
-from sweeptune.data.fit import Different, Fit, HoldOut, chunks, part_id, policy
+from sweeptune.data.fit import Different, Fit, HoldOut, policy
 from sweeptune.data.mix import mixed, weighted
 from sweeptune.data.sources import Found, content_digest, read
 from sweeptune.data.store import StoreWriter, TokenStore
@@ -32,6 +33,8 @@ ShowProgress = Callable[[Iterable[Conversation], str, int | None], Iterable[Conv
 VERSION = 1
 """Part of the cache's key: raised when the way from a row to its tokens changes."""
 PARTS = ("train", "eval", "test")
+ASIDE = 64
+"""So many held-out documents are tokenized at once where training documents stay whole."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,13 @@ def load_everything(
 
 
 def first_by_hash(rows: TokenStore, count: int | None) -> TokenStore:
-    """The first ``count`` rows by id (all, for None): a sample that the file's order does not change."""
-    return rows.take(np.argsort(rows.ids, kind="stable")[:count])
+    """The first ``count`` rows by hash (all, for None): a sample that the file's order does not change.
+
+    The id of a row is a hash. Windows of one document are named after it, ``<id>-<k>``; they are hashed once more, so
+    that a sample is not made of a few documents.
+    """
+    hashes = [sha256(name).hexdigest()[:16].encode() if b"-" in name else name for name in rows.ids.tolist()]
+    return rows.take(np.argsort(np.array(hashes), kind="stable")[:count])
 
 
 def _tokenized(
@@ -160,24 +168,23 @@ def _write(
 ) -> dict[str, Any]:
     """Append every row to its part; returns what is kept beside them."""
     found, different, held, fit = Found(), Different(), HoldOut(data), Fit(data)
-    ledger: Any = (
-        None  # the loss ledger goes here (data/ledger.py): a Ledger, which sees every example before it is cut
-    )
-
-    def part(item: Conversation) -> str:
-        return "eval" if everything else held.part(item.split_key)
-
+    ledger: Any = None  # LEDGER: becomes a Ledger of data/ledger.py, which sees every row before it is cut
+    items = show(different.of(read(data, found)), "tokenizing", None)
     met = None
-    for encoded in _encoded(show(different.of(read(data, found)), "tokenizing", None), encoder, data, part):
-        item, name = encoded.conversation, part(encoded.conversation)
-        if ledger is not None:
-            ledger.add(encoded)
+    for encoded in _encoded(items, encoder, data, held, everything=everything):
+        item = encoded.conversation
+        name = "eval" if everything else held.part(item.split_key)
         if item.id != met:
             held.count(item.split_key)
             met = item.id
+        if ledger is not None and not ledger.add(encoded):  # LEDGER: says whether the row is kept
+            continue
         cut = name == "train" and item.messages[0].role != TEXT
         for row in fit.rows(encoded.row, cut=cut):
             writer.append(name, row, item.source)
+    if ledger is not None:  # LEDGER: its problems must be raised here, so that such rows are never kept
+        for kind, cost in fit.costs.items():
+            ledger.cut(kind, **cost)
     _check(data, found, held, fit, writer, everything=everything)
     stats: dict[str, Any] = {"format": found.format, "rows": found.rows, "bad_rows": found.bad_rows}
     stats |= {"duplicates": different.duplicates, **fit.counts()}
@@ -190,27 +197,28 @@ def _write(
 
 
 def _encoded(
-    items: Iterable[Conversation], encoder: Encoder, data: DataConfig, part: Callable[[Conversation], str]
+    items: Iterable[Conversation], encoder: Encoder, data: DataConfig, held: HoldOut, *, everything: bool
 ) -> Iterator[Encoded]:
-    """Tokenize rows, in order within each part. Raw text becomes windows of max_length, each with an id of its own;
-    only training documents that ``packing=split`` cuts itself stay whole."""
-    if data.packing != "split":
-        yield from _own_ids(encoder.encode(items, window=data.max_length))
+    """Tokenize rows. Raw text becomes windows of max_length; training documents that ``packing=split`` cuts itself stay
+    whole, and those that are held out wait for each other meanwhile."""
+    if data.packing != "split" or everything:
+        yield from encoder.encode(items, window=data.max_length)
         return
-    for chunk in chunks(items):
-        yield from encoder.encode([item for item in chunk if part(item) == "train"])
-        others = [item for item in chunk if part(item) != "train"]
-        yield from _own_ids(encoder.encode(others, window=data.max_length))
+    aside: list[Conversation] = []
 
+    def others() -> Iterator[Conversation]:
+        for item in items:
+            if item.messages[0].role == TEXT and held.part(item.split_key) != "train":
+                aside.append(item)
+            else:
+                yield item
 
-def _own_ids(encoded: Iterable[Encoded]) -> Iterator[Encoded]:
-    last, number = "", 0
-    for found in encoded:
-        name = found.conversation.id
-        last, number = name, number + 1 if name == last else 0
-        if number and found.row.id == name:
-            found = replace(found, row=replace(found.row, id=part_id(name, number)))
+    for found in encoder.encode(others()):
         yield found
+        if len(aside) >= ASIDE:
+            yield from encoder.encode(aside, window=data.max_length)
+            aside.clear()
+    yield from encoder.encode(aside, window=data.max_length)
 
 
 def _check(data: DataConfig, found: Found, held: HoldOut, fit: Fit, writer: StoreWriter, *, everything: bool) -> None:

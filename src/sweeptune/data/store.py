@@ -16,6 +16,7 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, overload
@@ -29,10 +30,11 @@ LAYOUT = 1
 """Raised when the files change their meaning; folders of another layout are not opened."""
 META = "meta.json"
 BUFFER = 2**20
-PACKED = struct.Struct("<24s16sqiiqi")
+ID_BYTES = 32
+PACKED = struct.Struct("<32s16sqiiqi")
 RECORD = np.dtype(
     [
-        ("id", "S24"),
+        ("id", "S32"),
         ("digest", "V16"),
         ("begin", "<i8"),
         ("length", "<i4"),
@@ -119,15 +121,15 @@ class TokenStore(Sequence[Row]):
         column = self._records[name]
         return np.ascontiguousarray(column if self._chosen is None else column[self._chosen])
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray[Any, Any]:
-        """int64 [n]: tokens of each row."""
-        return self._column("length").astype(np.int64)
+        """int64 [n]: tokens of each row; read once."""
+        return _fixed(self._column("length").astype(np.int64))
 
-    @property
+    @cached_property
     def loss_counts(self) -> np.ndarray[Any, Any]:
-        """int64 [n]: tokens of each row that bear loss."""
-        return self._column("loss_tokens").astype(np.int64)
+        """int64 [n]: tokens of each row that bear loss; read once."""
+        return _fixed(self._column("loss_tokens").astype(np.int64))
 
     @property
     def sources(self) -> np.ndarray[Any, Any]:
@@ -148,6 +150,11 @@ class TokenStore(Sequence[Row]):
     def content_hash(self) -> str:
         """What `sweeptune.data.hash_rows` gives for these rows, without reading their tokens."""
         return hash_digests([self.digests.tobytes()])
+
+
+def _fixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    values.setflags(write=False)  # it is handed out again
+    return values
 
 
 def hash_digests(digests: Iterable[bytes]) -> str:
@@ -191,13 +198,13 @@ class StoreWriter:
         self.target = target
         self.letter = "H" if vocabulary <= 2**16 else "i"
         self.counts = {name: {"rows": 0, "tokens": 0} for name in parts}
-        self._work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         self._files: dict[str, tuple[IO[bytes], ...]] = {}
-        with self._clear_errors():
-            for name in parts:
-                self._files[name] = tuple(open_file(path) for path in _paths(self._work, name))
 
     def __enter__(self) -> StoreWriter:
+        with self._clear_errors():
+            self._work = Path(tempfile.mkdtemp(dir=self.target.parent, prefix=f".{self.target.name}."))
+            for name in self.counts:
+                self._files[name] = tuple(open_file(path) for path in _paths(self._work, name))
         return self
 
     def __exit__(
@@ -213,11 +220,11 @@ class StoreWriter:
 
         Raises:
             OverflowError: A token id does not lie in the vocabulary.
-            ValueError: The id is longer than 24 bytes.
+            ValueError: The id is longer than 32 bytes.
         """
         name, count = row.id.encode(), self.counts[part]
-        if len(name) > 24:
-            raise ValueError(f"row id {row.id!r} is longer than 24 bytes")
+        if len(name) > ID_BYTES:
+            raise ValueError(f"row id {row.id!r} is longer than {ID_BYTES} bytes")
         ids, mask = array("i", row.input_ids).tobytes(), bytes(row.loss_mask)
         stored = ids if self.letter == "i" else array(self.letter, row.input_ids).tobytes()
         known = _digest(row.id, ids, mask), count["tokens"], len(mask), mask.count(1), row.loss_bytes, source
