@@ -100,16 +100,19 @@ class HoldOut:
 
     def part(self, key: str) -> str:
         """The part that rows of this key belong to."""
-        place = position(key)
+        return self._part(position(key))
+
+    def _part(self, place: float) -> str:
         if place >= self.data.eval_fraction + self.data.test_fraction:
             return "train"
         return "eval" if place < self.data.eval_fraction else "test"
 
     def count(self, key: str) -> str:
         """Count a row, and name its part."""
-        part = self.part(key)
+        place = position(key)
+        part = self._part(place)
         self.counts[part] += 1
-        self.places[bisect_right(PERCENTS, position(key)) - 1] += 1
+        self.places[bisect_right(PERCENTS, place) - 1] += 1
         return part
 
     def check(self) -> None:

@@ -170,13 +170,12 @@ def _write(
     found, different, held, fit = Found(), Different(), HoldOut(data), Fit(data)
     ledger: Any = None  # LEDGER: becomes a Ledger of data/ledger.py, which sees every row before it is cut
     items = show(different.of(read(data, found)), "tokenizing", None)
-    met = None
+    met = name = ""
     for encoded in _encoded(items, encoder, data, held, everything=everything):
         item = encoded.conversation
-        name = "eval" if everything else held.part(item.split_key)
-        if item.id != met:
-            held.count(item.split_key)
-            met = item.id
+        if item.id != met:  # the windows of one document follow each other
+            met, name = item.id, held.count(item.split_key)
+            name = "eval" if everything else name
         if ledger is not None and not ledger.add(encoded):  # LEDGER: says whether the row is kept
             continue
         cut = name == "train" and item.messages[0].role != TEXT

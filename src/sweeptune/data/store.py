@@ -228,9 +228,12 @@ class StoreWriter:
         ids, mask = array("i", row.input_ids).tobytes(), bytes(row.loss_mask)
         stored = ids if self.letter == "i" else array(self.letter, row.input_ids).tobytes()
         known = _digest(row.id, ids, mask), count["tokens"], len(mask), mask.count(1), row.loss_bytes, source
-        with self._clear_errors():
+        try:
             for file, content in zip(self._files[part], (stored, mask, PACKED.pack(name, *known)), strict=True):
                 file.write(content)
+        except OSError as error:
+            self._explain(error)
+            raise
         count["rows"] += 1
         count["tokens"] += len(mask)
 
@@ -262,14 +265,18 @@ class StoreWriter:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            folder = self.target.parent
-            raise ConfigError(
-                f"{folder}: no room for the tokenized rows ({shutil.disk_usage(folder).free / 2**30:.2f} GiB free). "
-                "Free some space (sweeptune cache shows what is kept), keep them elsewhere with "
-                "SWEEPTUNE_CACHE=<folder>, or keep them for this run only, in $TMPDIR, with data.cache=false"
-            ) from error
+            self._explain(error)
+            raise
+
+    def _explain(self, error: OSError) -> None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return
+        folder = self.target.parent
+        raise ConfigError(
+            f"{folder}: no room for the tokenized rows ({shutil.disk_usage(folder).free / 2**30:.2f} GiB free). "
+            "Free some space (sweeptune cache shows what is kept), keep them elsewhere with "
+            "SWEEPTUNE_CACHE=<folder>, or keep them for this run only, in $TMPDIR, with data.cache=false"
+        ) from error
 
 
 def open_file(path: Path) -> IO[bytes]:
