@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from sweeptune.config.compose import compose
 from sweeptune.config.schema import Config
+from sweeptune.models.fetch import cache_dir
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,18 @@ def _fresh_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenized rows of tests stay out of the user's cache; fetched models are found in it all the same."""
+    models = cache_dir() / "models"
+    own = tmp_path_factory.mktemp("cache")
+    if models.is_dir():
+        (own / "models").symlink_to(models.resolve(), target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEEPTUNE_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(scope="session")

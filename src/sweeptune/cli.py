@@ -133,6 +133,29 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     typer.echo(json.dumps([vars(c) for c in found], indent=2)) if as_json else checks.render(found)
 
 
+@app.command()
+def cache(
+    clear: Annotated[str | None, typer.Option(help="Remove tokens, models or hashes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what is kept between runs (tokenized rows, models, known hashes) and how large it is, or remove it."""
+    from sweeptune.data import cache as kept
+    from sweeptune.models.fetch import cache_dir
+
+    if clear is not None:
+        if clear not in kept.KINDS:
+            raise ConfigError(f"--clear {clear}: use {', '.join(kept.KINDS)}")
+        typer.echo(f"freed {kept.clear(clear) / 2**20:.1f} MiB in {cache_dir() / clear}")
+        return
+    found = kept.entries()
+    if as_json:
+        typer.echo(json.dumps({"folder": str(cache_dir()), "entries": [vars(entry) for entry in found]}, indent=2))
+        return
+    for entry in found:
+        typer.echo(f"{entry.size / 2**20:9.1f} MiB  {entry.kind}/{entry.name}  {entry.about}")
+    typer.echo(f"{sum(entry.size for entry in found) / 2**20:9.1f} MiB in {cache_dir()}")
+
+
 def _figures(summary: dict[str, Any]) -> str:
     return (
         f"loss {summary['loss']:.4f}  perplexity {summary['perplexity']:.2f}  "

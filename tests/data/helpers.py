@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from sweeptune.config.schema import DataConfig, TemplateConfig, TrainConfig
 from sweeptune.data.conversation import Conversation, conversation
+from sweeptune.data.fit import HoldOut
 from sweeptune.data.sources import Found, read
+from sweeptune.data.store import StoreWriter, TokenStore, open_parts
 from sweeptune.data.tokenize import Row
 
 GOOD = {"question": "What is 1+1?", "answer": "It is 2."}
@@ -72,6 +74,16 @@ def rows_of(*lengths: int, learned: int = 1) -> list[Row]:
 def pairs(count: int) -> list[Conversation]:
     """Short questions with answers, all different."""
     return [conversation([("user", f"What is {i}?"), ("assistant", f"It is {i}.")]) for i in range(count)]
+
+
+def split(rows: Sequence[Conversation], data: DataConfig) -> dict[str, list[Conversation]]:
+    """Cut rows as the pipeline does."""
+    held = HoldOut(data)
+    parts: dict[str, list[Conversation]] = {"train": [], "eval": [], "test": []}
+    for row in rows:
+        parts[held.count(row.split_key)].append(row)
+    held.check()
+    return parts
 
 
 def ids(rows: Sequence[Row] | Sequence[Conversation]) -> list[str]:
@@ -142,3 +154,20 @@ def chat_sets() -> Iterator[tuple[str, list[Conversation]]]:
     yield "emollm", found
     rows = json.loads(shared("emollm_zh/self_cognition_zh.json").read_text())
     yield "self", [conversation([("user", row["instruction"]), ("assistant", row["output"])]) for row in rows]
+
+
+def store_of(
+    folder: Path,
+    rows: Sequence[Row],
+    vocabulary: int = 1000,
+    source: int = 0,
+    meta: dict[str, Any] | None = None,
+) -> TokenStore:
+    """Rows on disk."""
+    with StoreWriter(folder, ["rows"], vocabulary) as writer:
+        for row in rows:
+            writer.append("rows", row, source)
+        writer.finish(meta or {})
+    found = open_parts(folder)
+    assert found is not None
+    return found[0]["rows"]

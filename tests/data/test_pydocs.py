@@ -11,8 +11,7 @@ import pytest
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation
 from sweeptune.data.pydocs import MIN_WORDS, load_pydocs
-from sweeptune.data.splits import split
-from tests.data.helpers import data_config
+from tests.data.helpers import data_config, split
 
 LONG = "This docstring has certainly more words than are needed to be worth learning it."
 

@@ -114,6 +114,20 @@ def test_on_a_terminal_bars_show_how_far_it_is(terminal):
     assert "a long line " * 20 in text  # not wrapped: paths can be copied
 
 
+def test_a_bar_counts_where_nobody_knows_the_end(terminal):
+    setup_logging(None)
+    for done, _ in enumerate(progress(iter(range(1500)), "reading", None)):
+        if done == 1300:
+            shown._live.refresh()
+    assert "1,300" in terminal.getvalue() and "1,300/" not in terminal.getvalue()
+
+
+def test_a_plain_bar_counts_where_nobody_knows_the_end(pipe, capsys):
+    setup_logging(None)
+    assert list(progress(iter(range(1234)), "reading")) == list(range(1234))
+    assert capsys.readouterr().err == "reading: 1234\n"
+
+
 @pytest.mark.parametrize("screen", ["terminal", "pipe"])
 @pytest.mark.parametrize("make", [lambda: bar("training", 3), lambda: spinner("loading")], ids=["bar", "spinner"])
 def test_an_error_inside_passes_and_leaves_the_display_free(screen, make, request):

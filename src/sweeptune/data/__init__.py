@@ -4,7 +4,8 @@ from sweeptune.data.collate import IGNORED, Batch, collate, collate_packs
 from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.pack import Pack, Packs, Piece
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps, samples
-from sweeptune.data.splits import Splits, load_splits, load_whole
+from sweeptune.data.splits import Splits, load_everything, load_splits
+from sweeptune.data.store import StoreWriter, TokenStore, lengths_of, loss_counts_of, open_parts
 from sweeptune.data.template import apply_template, load_run_tokenizer
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
@@ -22,16 +23,21 @@ __all__ = [
     "Span",
     "Splits",
     "Step",
+    "StoreWriter",
+    "TokenStore",
     "apply_template",
     "collate",
     "collate_packs",
     "eval_batches",
     "hash_plan",
     "hash_rows",
+    "lengths_of",
+    "load_everything",
     "load_run_tokenizer",
     "load_splits",
-    "load_whole",
+    "loss_counts_of",
     "micro_batches",
+    "open_parts",
     "plan_steps",
     "samples",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, TrainConfig
 from sweeptune.data.pack import Pack, Packs, Piece, cut_equal, pack_whole
+from sweeptune.data.store import TokenStore, hash_digests, row_digest
 from sweeptune.data.tokenize import Row
 
 log = logging.getLogger("sweeptune")
@@ -179,10 +180,8 @@ def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) 
 
 def hash_rows(rows: Sequence[Row]) -> str:
     """Name rows by their content: ids, tokens and masks."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.id, row.input_ids, [i for i, on in enumerate(row.loss_mask) if on])).encode())
-    return digest.hexdigest()[:16]
+    # A store knows the digest of each row, so that gigabytes need not be read for a name.
+    return rows.content_hash if isinstance(rows, TokenStore) else hash_digests(map(row_digest, rows))
 
 
 def hash_plan(rows: Sequence[Row], steps: Sequence[Step]) -> str:

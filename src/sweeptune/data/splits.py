@@ -1,29 +1,40 @@
-"""From the data settings to tokenized rows, and what is held out.
+"""From the data settings to tokenized rows: read, cut into train, eval and test, tokenized, fitted, kept on disk.
 
-Held-out data is cut by a hash of the content, never by a seed: the same rows are held out in every run.
+One row at a time passes through, so that a dataset may be larger than the memory. Held-out data is cut by a hash of the
+content, never by a seed: the same rows are held out in every run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
-from sweeptune.data.conversation import Conversation
-from sweeptune.data.sources import Found, read
-from sweeptune.data.tokenize import Encoder, Row
+from sweeptune.data.cache import Kept, keep, key_of
+from sweeptune.data.conversation import TEXT, Conversation
+from sweeptune.data.fit import Different, Fit, HoldOut, policy
+from sweeptune.data.mix import mixed, weighted
+from sweeptune.data.sources import Found, content_digest, read
+from sweeptune.data.store import StoreWriter, TokenStore
+from sweeptune.data.tokenize import Encoded, Encoder, Row
 
 log = logging.getLogger("sweeptune")
 
-ShowProgress = Callable[[Iterable[Conversation], str, int], Iterable[Conversation]]
+ShowProgress = Callable[[Iterable[Conversation], str, int | None], Iterable[Conversation]]
+
+VERSION = 1
+"""Part of the cache's key: raised when the way from a row to its tokens changes."""
+PARTS = ("train", "eval", "test")
+ASIDE = 64
+"""So many held-out documents are tokenized at once where training documents stay whole."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +42,19 @@ class Splits:
     """Tokenized rows and what was found on the way.
 
     Attributes:
-        train: Rows to learn from, none longer than ``data.max_length``.
-        eval: Held-out rows that a search may look at, whole.
-        test: Held-out rows for a verdict, whole.
+        train: Rows to learn from, none longer than ``data.max_length`` unless ``data.packing`` cuts them; those of a
+            mixture with weights as often as an epoch has them.
+        eval: Held-out rows that a search may look at, whole, by hash.
+        test: Held-out rows for a verdict, whole, by hash.
         stats: Counts for the log and the record.
+        ledger: What the loss ledger found, as JSON values.
     """
 
-    train: list[Row]
-    eval: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    eval: Sequence[Row]
+    test: Sequence[Row]
     stats: dict[str, Any]
+    ledger: dict[str, Any] | None = None
 
 
 def load_splits(
@@ -50,149 +64,181 @@ def load_splits(
     tokenizer: PreTrainedTokenizerBase,
     show: ShowProgress = lambda rows, description, total: rows,
 ) -> Splits:
-    """Read, split and tokenize a dataset.
+    """Read, split and tokenize a dataset, or find it tokenized in the cache.
 
     Args:
         data: Where the rows are and how they are cut.
         judged: ``max_samples`` of the held-out rows, the first by hash.
         template: How a conversation becomes text; ``auto`` is the tokenizer's own.
         tokenizer: The model's.
-        show: Wraps an iterable in a progress bar: ``show(rows, description, total)``.
+        show: Wraps an iterable in a progress bar: ``show(rows, description, total)``; the total is None, since nobody
+            knows it before everything is read.
 
     Raises:
-        ConfigError: The data or the template cannot be used; it says what to change.
+        ConfigError: The data or the template cannot be used, or there is no room; it says what to change.
+
+    Example:
+        >>> splits = load_splits(config.data, config.eval, config.template, tokenizer)
+        >>> len(splits.train), splits.train[0].length, splits.train.lengths.sum()
+        (6720, 198, 1204113)
     """
-    rows, stats = _read(data)
-    parts = split(rows, data)
-    parts["eval"], parts["test"] = (first_by_hash(parts[name], judged.max_samples) for name in ("eval", "test"))
-    total = sum(map(len, parts.values()))
-    everything = [item for part in parts.values() for item in part]
-    encoder = Encoder(tokenizer, template, data.loss_on)
-    tokenized = iter([found.row for found in encoder.encode(show(everything, "tokenizing", total))])
-    found = {name: [next(tokenized) for _ in part] for name, part in parts.items()}
-    found["train"], cuts = fit(found["train"], data)
-    for name, part in found.items():
-        tokens, learned = sum(row.length for row in part), sum(row.loss_tokens for row in part)
+    weights = weighted(data.mix or [])
+    kept = _tokenized(data, Encoder(tokenizer, template, data.loss_on), tokenizer, show, everything=False)
+    stats = dict(kept.meta["stats"])
+    train = kept.parts["train"]
+    if weights:
+        train, stats["mix"] = mixed(train, data.mix or [])
+    held = {name: first_by_hash(kept.parts[name], judged.max_samples) for name in ("eval", "test")}
+    for name, part in {"train": train, **held}.items():
+        tokens, learned = int(part.lengths.sum()), int(part.loss_counts.sum())
         stats[name] = {"rows": len(part), "tokens": tokens, "loss_tokens": learned}
-    stats |= cuts
     _tell(data, stats)
-    return Splits(found["train"], found["eval"], found["test"], stats)
+    return Splits(train, held["eval"], held["test"], stats, kept.meta["ledger"])
 
 
-def load_whole(
+def load_everything(
     data: DataConfig,
     judged: EvalConfig,
     template: TemplateConfig,
     tokenizer: PreTrainedTokenizerBase,
     show: ShowProgress = lambda rows, description, total: rows,
-) -> list[Row]:
-    """A dataset in no split, tokenized and uncut: for judging a model on data it was not trained on.
+) -> TokenStore:
+    """All rows of a dataset as held-out ones: none is cut, and ``max_samples`` are the first by hash.
 
-    Args:
-        data: Where the rows are.
-        judged: ``max_samples`` of them, the first by hash; null is every row.
-        template: How a conversation becomes text.
-        tokenizer: The model's.
-        show: Wraps an iterable in a progress bar, as for `load_splits`.
+    Args and errors are those of `load_splits`.
     """
-    rows = first_by_hash(_read(data)[0], judged.max_samples)
     encoder = Encoder(tokenizer, template, data.loss_on)
-    return [found.row for found in encoder.encode(show(rows, "tokenizing", len(rows)))]
+    kept = _tokenized(data, encoder, tokenizer, show, everything=True)
+    return first_by_hash(kept.parts["eval"], judged.max_samples)
 
 
-def _read(data: DataConfig) -> tuple[list[Conversation], dict[str, Any]]:
-    found = Found()
-    distinct: dict[str, Conversation] = {}
-    for item in read(data, found):
-        distinct.setdefault(item.id, item)
-    duplicates = found.rows - found.bad_rows - len(distinct)
-    stats = {"format": found.format, "rows": found.rows, "bad_rows": found.bad_rows, "duplicates": duplicates}
-    return list(distinct.values()), stats
+def first_by_hash(rows: TokenStore, count: int | None) -> TokenStore:
+    """The first ``count`` rows by hash (all, for None): a sample that the file's order does not change.
 
-
-def position(key: str) -> float:
-    """Where a key falls in [0, 1): evenly spread, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
-def split(rows: Sequence[Conversation], data: DataConfig) -> dict[str, list[Conversation]]:
-    """Cut rows into train, eval and test by their split key.
-
-    Raises:
-        ConfigError: One of them would be empty.
+    The id of a row is a hash. Windows of one document are named after it, ``<id>-<k>``; they are hashed once more, so
+    that a sample is not made of a few documents.
     """
-    parts: dict[str, list[Conversation]] = {"train": [], "eval": [], "test": []}
-    for row in rows:
-        place = position(row.split_key)
-        held_out = "eval" if place < data.eval_fraction else "test"
-        parts[held_out if place < data.eval_fraction + data.test_fraction else "train"].append(row)
-    empty = [name for name, part in parts.items() if not part]
-    if empty:
-        raise ConfigError(_empty(rows, data, empty))
-    return parts
+    hashes = [sha256(name).hexdigest()[:16].encode() if b"-" in name else name for name in rows.ids.tolist()]
+    return rows.take(np.argsort(np.array(hashes), kind="stable")[:count])
 
 
-def _empty(rows: Sequence[Conversation], data: DataConfig, empty: list[str]) -> str:
-    seen = (
-        f"data.eval_fraction={data.eval_fraction} data.test_fraction={data.test_fraction}: of {len(rows)} different "
-        f"rows, none falls into {' and '.join(empty)}"
-    )
-    fix = _fractions(sorted({position(row.split_key) for row in rows}), data)
-    if fix is None:
-        return f"{seen}; training, eval and test each need rows, so bring more"
-    return f"{seen}; set data.eval_fraction={fix[0]} data.test_fraction={fix[1]}, or bring more rows"
+def _tokenized(
+    data: DataConfig, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, show: ShowProgress, *, everything: bool
+) -> Kept:
+    """The rows of a dataset, from the cache where it has them."""
+    digest = content_digest(data) if data.cache else None
+    key = None if digest is None else key_of(_settings(data, encoder, digest, everything))
+    added = max(tokenizer.added_tokens_decoder, default=0)
 
+    def write(writer: StoreWriter) -> dict[str, Any]:
+        return _write(writer, data, encoder, show, everything=everything)
 
-def _fractions(places: Sequence[float], data: DataConfig) -> tuple[float, float] | None:
-    """The fractions in whole percents, nearest to those asked for, that leave nothing empty; None if there are none."""
-    below = [bisect_left(places, percent / 100) for percent in range(100)]
-    fits = [
-        (math.dist((held, kept), (100 * data.eval_fraction, 100 * data.test_fraction)), held / 100, kept / 100)
-        for held in range(1, 99)
-        for kept in range(1, 100 - held)
-        if 0 < below[held] < below[held + kept] < len(places)
-    ]
-    return min(fits)[1:] if fits else None
-
-
-def first_by_hash(rows: Sequence[Conversation], count: int | None) -> list[Conversation]:
-    """The first ``count`` rows by id (all, for None): a sample that the file's order does not change."""
-    return sorted(rows, key=lambda row: row.id)[:count]
-
-
-def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int]]:
-    """Make training rows fit ``data.max_length`` as ``data.on_long_row`` says, and count what that costs.
-
-    Returns:
-        The rows that are left, and the counts ``truncated_rows``, ``dropped_rows`` (a row whose answers are all cut
-        away is one, too) and ``tokens_cut``, those of dropped rows included.
-
-    Raises:
-        ConfigError: ``on_long_row`` is ``error`` and rows are too long, or nothing is left.
-    """
-    limit = data.max_length
-    long = [row for row in rows if row.length > limit]
-    if long and data.on_long_row == "error":
-        raise ConfigError(
-            f"data.max_length={limit}: {len(long)} training rows are longer, the longest has "
-            f"{max(row.length for row in long)} tokens; raise data.max_length, or set data.on_long_row=truncate or drop"
-        )
-    if data.on_long_row == "drop":
-        kept = [row for row in rows if row.length <= limit]
+    parts = ("eval",) if everything else PARTS
+    kept = keep(key, parts, max(len(tokenizer), added + 1), write)
+    count = sum(map(len, kept.parts.values()))
+    if not kept.fresh:
+        log.info("tokenized rows from the cache (%s)", kept.folder)
+    elif kept.folder:
+        log.info("tokenized %d rows, kept in %s", count, kept.folder)
     else:
-        kept = [row if row.length <= limit else _cut(row, limit) for row in rows]
-        kept = [row for row in kept if row.loss_tokens]
-    if not kept:
-        raise ConfigError(f"data.max_length={limit}: no training row is left; raise data.max_length")
-    dropped = len(rows) - len(kept)
-    truncated = len(long) - dropped
-    tokens = sum(row.length for row in rows) - sum(row.length for row in kept)
-    return kept, {"truncated_rows": truncated, "dropped_rows": dropped, "tokens_cut": tokens}
+        why = "data.cache=false" if not data.cache else "this data cannot be known again" if key is None else "no cache"
+        log.info("tokenized %d rows, for this run only (%s)", count, why)
+    return kept
 
 
-def _cut(row: Row, limit: int) -> Row:
-    mask = row.loss_mask[:limit]
-    return replace(row, input_ids=row.input_ids[:limit], loss_mask=mask)
+def _settings(data: DataConfig, encoder: Encoder, digest: str, everything: bool) -> dict[str, Any]:
+    """Everything that the stored rows depend on. Weights and max_samples do not count: they choose among the rows."""
+    formats = [data.format, *(part.format for part in data.mix or [])]
+    return {
+        "version": VERSION,
+        "packages": [version(name) for name in ("sweeptune", "tokenizers", "transformers")],
+        "content": digest,
+        "encoder": encoder.digest,
+        "formats": formats,
+        "loss_on": data.loss_on,
+        "on_bad_row": data.on_bad_row,
+        "max_length": data.max_length,
+        "fractions": None if everything else [data.eval_fraction, data.test_fraction],
+        "long_rows": None if everything else [policy(data), data.packing == "split"],
+    }
+
+
+def _write(
+    writer: StoreWriter, data: DataConfig, encoder: Encoder, show: ShowProgress, *, everything: bool
+) -> dict[str, Any]:
+    """Append every row to its part; returns what is kept beside them."""
+    found, different, held, fit = Found(), Different(), HoldOut(data), Fit(data)
+    ledger: Any = None  # LEDGER: becomes a Ledger of data/ledger.py, which sees every row before it is cut
+    items = show(different.of(read(data, found)), "tokenizing", None)
+    met = name = ""
+    for encoded in _encoded(items, encoder, data, held, everything=everything):
+        item = encoded.conversation
+        if item.id != met:  # the windows of one document follow each other
+            met, name = item.id, held.count(item.split_key)
+            name = "eval" if everything else name
+        if ledger is not None and not ledger.add(encoded):  # LEDGER: says whether the row is kept
+            continue
+        cut = name == "train" and item.messages[0].role != TEXT
+        for row in fit.rows(encoded.row, cut=cut):
+            writer.append(name, row, item.source)
+    if ledger is not None:  # LEDGER: its problems must be raised here, so that such rows are never kept
+        for kind, cost in fit.costs.items():
+            ledger.cut(kind, **cost)
+    _check(data, found, held, fit, writer, everything=everything)
+    stats: dict[str, Any] = {"format": found.format, "rows": found.rows, "bad_rows": found.bad_rows}
+    stats |= {"duplicates": different.duplicates, **fit.counts()}
+    return {
+        "data": _title(data),
+        "settings": asdict(data),
+        "stats": stats,
+        "ledger": ledger.as_dict() if ledger is not None else None,
+    }
+
+
+def _encoded(
+    items: Iterable[Conversation], encoder: Encoder, data: DataConfig, held: HoldOut, *, everything: bool
+) -> Iterator[Encoded]:
+    """Tokenize rows. Raw text becomes windows of max_length; training documents that ``packing=split`` cuts itself stay
+    whole, and those that are held out wait for each other meanwhile."""
+    if data.packing != "split" or everything:
+        yield from encoder.encode(items, window=data.max_length)
+        return
+    aside: list[Conversation] = []
+
+    def others() -> Iterator[Conversation]:
+        for item in items:
+            if item.messages[0].role == TEXT and held.part(item.split_key) != "train":
+                aside.append(item)
+            else:
+                yield item
+
+    for found in encoder.encode(others()):
+        yield found
+        if len(aside) >= ASIDE:
+            yield from encoder.encode(aside, window=data.max_length)
+            aside.clear()
+    yield from encoder.encode(aside, window=data.max_length)
+
+
+def _check(data: DataConfig, found: Found, held: HoldOut, fit: Fit, writer: StoreWriter, *, everything: bool) -> None:
+    """See that there is something in every part."""
+    if not sum(held.counts.values()):
+        raise ConfigError(f"{_title(data)}: has no usable row ({found.rows} read, {found.bad_rows} malformed)")
+    if not everything:
+        held.check()
+    fit.check()
+    for name, count in writer.counts.items():
+        if count["rows"] == 0 and name == "train":
+            raise ConfigError(f"data.max_length={data.max_length}: no training row is left; raise data.max_length")
+        if count["rows"] == 0:
+            raise ConfigError(f"{_title(data)}: no row of {name} has a token that bears loss; bring more rows")
+
+
+def _title(data: DataConfig) -> str:
+    """The dataset, for messages."""
+    if data.mix:
+        return "data.mix=[" + ", ".join(part.path for part in data.mix) + "]"
+    return f"data={data.name}" if data.path is None else f"data.path={data.path}"
 
 
 def _tell(data: DataConfig, stats: dict[str, Any]) -> None:
@@ -207,13 +253,19 @@ def _tell(data: DataConfig, stats: dict[str, Any]) -> None:
         stats["eval"]["rows"],
         stats["test"]["rows"],
     )
+    for part in stats.get("mix", ()):
+        log.info(
+            "  %s: %.2f %% of the tokens, seen %.2f times an epoch", part["path"], 100 * part["share"], part["passes"]
+        )
     if stats["bad_rows"]:
         log.warning("%d malformed rows left out (data.on_bad_row=skip)", stats["bad_rows"])
-    if stats["truncated_rows"] or stats["dropped_rows"]:
+    if stats["truncated_rows"] or stats["split_rows"] or stats["dropped_rows"]:
         log.info(
-            "longer than data.max_length=%d: %d rows truncated, %d dropped, %d tokens cut (data.on_long_row=%s)",
+            "longer than data.max_length=%d: %d rows truncated, %d split, %d dropped, %d tokens cut "
+            "(data.on_long_row=%s)",
             data.max_length,
             stats["truncated_rows"],
+            stats["split_rows"],
             stats["dropped_rows"],
             stats["tokens_cut"],
             data.on_long_row,

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -38,10 +38,12 @@ class ConsoleHandler(logging.Handler):
 
 
 class Count(MofNCompleteColumn):
-    """``3/10``, and nothing where the total is unknown."""
+    """``3/10``, ``3`` where the total is unknown, and nothing where nothing is counted."""
 
     def render(self, task: Task) -> Text:
-        return Text() if task.total is None else super().render(task)
+        if task.total is None:
+            return Text(f"{task.completed:,.0f}" if task.completed else "")
+        return super().render(task)
 
 
 def setup_logging(log_file: Path | None, *, main: bool = True) -> None:
@@ -78,12 +80,12 @@ def setup_logging(log_file: Path | None, *, main: bool = True) -> None:
 
 
 @contextmanager
-def bar(description: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+def bar(description: str, total: int | None, completed: int = 0) -> Iterator[Callable[..., None]]:
     """A progress bar.
 
     Args:
         description: What is going on.
-        total: Units of work.
+        total: Units of work; None where nobody knows.
         completed: Units that were done before.
 
     Yields:
@@ -112,9 +114,9 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     Args:
         items: What to iterate over.
         description: What is going on.
-        total: The number of items; needed where ``len(items)`` does not know it.
+        total: The number of items, where ``len(items)`` does not know it; without either the bar only counts.
     """
-    count = total if total is not None else len(items)  # type: ignore[arg-type]
+    count = len(items) if total is None and isinstance(items, Sized) else total
     with bar(description, count) as advance:
         for item in items:
             yield item
@@ -170,7 +172,7 @@ def _progress() -> Iterator[Progress]:
 class PlainBar:
     """A bar without a terminal: a line at most every ten seconds, and one at the end."""
 
-    def __init__(self, description: str, total: int, completed: int) -> None:
+    def __init__(self, description: str, total: int | None, completed: int) -> None:
         self.description, self.total, self.done = description, total, completed
         self.note, self.spoken, self.said = "", time.monotonic(), -1
 
@@ -186,4 +188,5 @@ class PlainBar:
         if self.said == self.done:
             return
         self.spoken, self.said = time.monotonic(), self.done
-        print(f"{self.description}: {self.done}/{self.total} {self.note}".rstrip(), file=sys.stderr, flush=True)
+        far = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
+        print(f"{self.description}: {far} {self.note}".rstrip(), file=sys.stderr, flush=True)

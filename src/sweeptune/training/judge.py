@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_run_tokenizer, load_splits, load_whole
+from sweeptune.data import Row, load_everything, load_run_tokenizer, load_splits
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
 from sweeptune.training.placement import Placement, place
@@ -44,17 +44,17 @@ def judge_folder(folder: Path, config: Config, dtype: torch.dtype) -> dict[str, 
     return _score(model, held_out(config, "eval"), config, placement, int(model.config.pad_token_id or 0))
 
 
-def held_out(config: Config, split: str) -> list[Row]:
+def held_out(config: Config, split: str) -> Sequence[Row]:
     """The rows of a split, or of everything."""
     tokenizer = load_run_tokenizer(config.model, config.template)
     if split == "all":
-        return load_whole(config.data, config.eval, config.template, tokenizer, progress)
+        return load_everything(config.data, config.eval, config.template, tokenizer, progress)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
     return splits.eval if split == "eval" else splits.test
 
 
 def _score(
-    model: torch.nn.Module, rows: list[Row], config: Config, placement: Placement, pad_id: int
+    model: torch.nn.Module, rows: Sequence[Row], config: Config, placement: Placement, pad_id: int
 ) -> dict[str, Any]:
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     if placement.compute is not torch.float32:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +190,7 @@ def evaluate_split(session: Session, description: str) -> dict[str, Any]:
     return summary
 
 
-def score(session: Session, rows: list[Row], file: str, description: str) -> dict[str, Any]:
+def score(session: Session, rows: Sequence[Row], file: str, description: str) -> dict[str, Any]:
     """Evaluate rows; out of memory halves the eval batch, which does not change the loss.
 
     Raises:
