@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,9 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.conversation import Conversation
 from sweeptune.data.jsonl import load_jsonl
+from sweeptune.data.ledger import Ledger
 from sweeptune.data.pydocs import load_pydocs
+from sweeptune.data.rendering import SAMPLE, check_rendering
 from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
@@ -36,12 +39,14 @@ class Splits:
         eval: Held-out rows that a search may look at, whole.
         test: Held-out rows for a verdict, whole.
         stats: Counts for the log and the record.
+        ledger: What is learned of them, counted before they were cut.
     """
 
     train: list[Row]
     eval: list[Row]
     test: list[Row]
     stats: dict[str, Any]
+    ledger: Ledger
 
 
 def load_splits(
@@ -74,15 +79,19 @@ def load_splits(
     total = sum(map(len, parts.values()))
     everything = [item for part in parts.values() for item in part]
     encoder = Encoder(tokenizer, template, data.loss_on)
-    tokenized = iter([found.row for found in encoder.encode(show(everything, "tokenizing", total))])
-    found = {name: [next(tokenized) for _ in part] for name, part in parts.items()}
-    found["train"], cuts = fit(found["train"], data)
+    ledger = Ledger(tokenizer, template.name, skip=data.on_bad_row == "skip")
+    encoded = encoder.encode(show(everything, "tokenizing", total))
+    kept = [(found.row, ledger.add(found)) for found in encoded]
+    tokenized = iter(kept)
+    found = {name: [row for row, keep in islice(tokenized, len(part)) if keep] for name, part in parts.items()}
+    ledger.rendering = check_rendering(encoder, everything[:SAMPLE])
+    found["train"], cuts = fit(found["train"], data, ledger)
     for name, part in found.items():
         tokens, learned = sum(row.length for row in part), sum(row.loss_tokens for row in part)
         stats[name] = {"rows": len(part), "tokens": tokens, "loss_tokens": learned}
     stats |= cuts
     _tell(data, stats)
-    return Splits(found["train"], found["eval"], found["test"], stats)
+    return Splits(found["train"], found["eval"], found["test"], stats, ledger)
 
 
 def position(key: str) -> float:
@@ -135,7 +144,7 @@ def first_by_hash(rows: Sequence[Conversation], count: int | None) -> list[Conve
     return sorted(rows, key=lambda row: row.id)[:count]
 
 
-def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int]]:
+def fit(rows: Sequence[Row], data: DataConfig, ledger: Ledger | None = None) -> tuple[list[Row], dict[str, int]]:
     """Make training rows fit ``data.max_length`` as ``data.on_long_row`` says, and count what that costs.
 
     Returns:
@@ -162,6 +171,11 @@ def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int
     dropped = len(rows) - len(kept)
     truncated = len(long) - dropped
     tokens = sum(row.length for row in rows) - sum(row.length for row in kept)
+    if ledger is not None:
+        learned = sum(row.loss_tokens for row in rows) - sum(row.loss_tokens for row in kept)
+        ledger.cut(
+            "dropped" if data.on_long_row == "drop" else "truncated", rows=len(long), tokens=tokens, loss_tokens=learned
+        )
     return kept, {"truncated_rows": truncated, "dropped_rows": dropped, "tokens_cut": tokens}
 
 

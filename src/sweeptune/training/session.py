@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, Splits, Step, load_splits, plan_steps
+from sweeptune.data import Row, Splits, Step, load_splits, plan_steps, raise_on_problems
 from sweeptune.methods import METHODS
 from sweeptune.models import load_model, load_tokenizer
 from sweeptune.tracking.console import progress, spinner
@@ -107,7 +107,8 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         micro_batch: Replaces ``hardware.micro_batch`` after an out-of-memory in the optimiser.
 
     Raises:
-        ConfigError: Model or data are not there or do not fit the settings.
+        ConfigError: Model or data are not there or do not fit the settings, or the loss ledger found rows that would
+            teach something else than was meant.
     """
     accelerator = make_accelerator(config)
     placement = place(config, accelerator.local_process_index)
@@ -118,6 +119,9 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     meter.enter("load")
     tokenizer = load_tokenizer(config.model)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    for line in splits.ledger.lines():
+        log.info("%s", line)
+    raise_on_problems(splits.ledger)
     steps = plan_steps(splits.train, config.train, config.seed)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
