@@ -211,8 +211,8 @@ def test_datasets_and_raw_text_are_counted_apart() -> None:
     assert [part["template"] for part in ledger.as_dict()["parts"]] == ["chatml", "text", "chatml"]
     assert ledger.problems() == [], "a stretch of a document needs no end"
     assert [line.split(":")[0] for line in ledger.lines() if line.startswith("loss")] == [
-        "loss ledger, template=chatml",
-        "loss ledger, raw text",
+        "loss ledger, dataset 1, template=chatml",
+        "loss ledger, dataset 1, raw text",
         "loss ledger, dataset 2, template=chatml",
     ]
 
@@ -351,7 +351,7 @@ def test_the_log_tells_whose_the_loss_is() -> None:
     ledger.cut("truncated", rows=1, tokens=1234, loss_tokens=7)
     ledger.cut("split", rows=3, tokens=0, loss_tokens=0)
     text = "\n".join(ledger.lines())
-    assert "loss ledger, template auto: 2 rows" in text
+    assert "loss ledger, template=auto: 2 rows" in text
     assert "assistant 100 % (100 % of its tokens), prompt none" in text
     assert "stop trained in 4 of 4 answers: '<|im_end|>' 4; no begin-of-text, 1 answers begin with a space" in text
     assert "1 rows truncated: 1,234 tokens lost, 7 of them with loss" in text

@@ -70,37 +70,51 @@ def _faults(ledger: Ledger, parts: list[Part]) -> list[str]:
 
 def lines(ledger: Ledger) -> list[str]:
     """The ledger for a log; see `Ledger.lines`."""
-    parts = [ledger.parts[key] for key in sorted(ledger.parts)]
-    several = len({part.source for part in parts}) > 1
-    found = [line for part in parts for line in _part_lines(part, several)]
-    for kind, counts in sorted(ledger.cuts.items()):
-        if counts["rows"]:
-            lost = f"{counts['tokens']:,} tokens lost, {counts['loss_tokens']:,} of them with loss"
-            found.append(f"  {counts['rows']:,} rows {kind}: {lost if counts['tokens'] else 'no token lost'}")
-    look = ledger.rendering
-    if look and look.rows:
-        merged = f", {look.merges} in other tokens ({look.first_merge})" if look.merges else ""
-        found.append(f"  the template's own text: {look.equal} of {look.rows} rows equal{merged}")
+    found: list[str] = []
+    for part in (ledger.parts[key] for key in sorted(ledger.parts)):
+        found.append(f"loss ledger, {summary(ledger, part)}")
+        if part.rows:
+            found.append(f"  loss by role: {', '.join(f'{role} {share}' for role, share in by_role(part).items())}")
+            turns = by_turn(part)
+            if len(turns) > 1:
+                found.append(f"  loss by answer: {', '.join(f'{turn}: {share}' for turn, share in turns.items())}")
+        found += [f"  {line}" for line in ends(part)]
+    return found + [f"  {line}" for line in costs(ledger)]
+
+
+def summary(ledger: Ledger, part: Part) -> str:
+    """One line on a dataset under a template; the dataset is named where there are several."""
+    several = len({source for source, _ in ledger.parts}) > 1
+    name = f"dataset {part.source + 1}, " * several + _of(part)
+    if not part.rows:
+        return f"{name}: no row is left"
+    share = percent(part.loss_tokens, part.tokens)
+    return f"{name}: {part.rows:,} rows, {part.tokens:,} tokens, {share} with loss; longest row {part.longest:,}"
+
+
+def ends(part: Part) -> list[str]:
+    """How answers begin and end, and what was left out."""
+    found = []
+    if part.rows:
+        found.append(f"{stops(part)}; {begins(part)}")
+    if part.inside:
+        found.append(f"learned in front of the stop: {_listed(part.inside)}")
+    if part.left_out:
+        found.append(f"{part.left_out:,} rows left out: nothing of them is learned (data.on_bad_row=skip)")
     return found
 
 
-def _part_lines(part: Part, several: bool) -> list[str]:
-    name = f"loss ledger, {_of(part)}" if several else f"loss ledger, template {part.template}"
-    if not part.rows:
-        return [f"{name}: no row is left, {part.left_out:,} have no token that is learned"]
-    found = [
-        f"{name}: {part.rows:,} rows, {part.tokens:,} tokens, {percent(part.loss_tokens, part.tokens)} with loss; "
-        f"longest row {part.longest:,}",
-        f"  loss by role: {', '.join(f'{role} {share}' for role, share in by_role(part).items())}",
-    ]
-    turns = by_turn(part)
-    if len(turns) > 1:
-        found.append(f"  loss by answer: {', '.join(f'{turn}: {share}' for turn, share in turns.items())}")
-    found.append(f"  {stops(part)}; {begins(part)}")
-    if part.inside:
-        found.append(f"  learned in front of the stop: {_listed(part.inside)}")
-    if part.left_out:
-        found.append(f"  {part.left_out:,} rows left out: nothing of them is learned (data.on_bad_row=skip)")
+def costs(ledger: Ledger) -> list[str]:
+    """What making rows fit cost, and how they compare with the template's own text."""
+    found = []
+    for kind, counts in sorted(ledger.cuts.items()):
+        if counts["rows"]:
+            lost = f"{counts['tokens']:,} tokens lost, {counts['loss_tokens']:,} of them with loss"
+            found.append(f"{counts['rows']:,} rows {kind}: {lost if counts['tokens'] else 'no token lost'}")
+    look = ledger.rendering
+    if look and look.rows:
+        merged = f", {look.merges} the same in other tokens ({look.first_merge})" if look.merges else ""
+        found.append(f"the template's own text: {look.equal} of {look.rows} rows equal{merged}")
     return found
 
 
@@ -162,9 +176,7 @@ def _first(parts: list[Part]) -> list[tuple[Part, str]]:
 
 
 def _of(part: Part) -> str:
-    return f"dataset {part.source + 1}, " * bool(part.source) + (
-        "raw text" if part.template == TEXT else f"template={part.template}"
-    )
+    return "raw text" if part.template == TEXT else f"template={part.template}"
 
 
 def _shown(ledger: Ledger, kind: str) -> str:
