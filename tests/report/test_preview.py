@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sweeptune.config.compose import compose
 from sweeptune.config.errors import ConfigError
 from sweeptune.data import Ledger
 from sweeptune.data.conversation import TEXT, Message, conversation
+from sweeptune.data.ledger import LedgerError
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 from sweeptune.models.tiny import tiny_tokenizer
-from sweeptune.report.preview import MOST, Preview, parse_split, show_row
+from sweeptune.report.preview import MOST, Preview, parse_split, preview, show_row
 from sweeptune.report.preview_html import to_html, write_html
 from sweeptune.report.preview_text import render
 from tests.data.helpers import data_config, template_config
@@ -35,10 +37,10 @@ def shown(*pairs: tuple[str, str], limit: int | None = None, place: str = "", **
     return Preview("model tiny", "train", ledger, (row,))
 
 
-def printed(preview: Preview, colour: str | None = None, width: int = 100) -> str:
+def printed(seen: Preview, colour: str | None = None, width: int = 100) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=colour, force_terminal=colour is not None)  # type: ignore[arg-type]
-    render(preview, console)
+    render(seen, console)
     return out.getvalue()
 
 
@@ -88,8 +90,8 @@ def test_with_colour_the_loss_is_on_green_and_no_bar_is_needed() -> None:
 
 
 def test_what_a_dataset_says_is_never_obeyed() -> None:
-    preview = shown(("user", NASTY), ("assistant", NASTY), place="\x1b]0;x\x07.jsonl:1")
-    text = printed(preview)
+    seen = shown(("user", NASTY), ("assistant", NASTY), place="\x1b]0;x\x07.jsonl:1")
+    text = printed(seen)
     assert "\x1b" not in text and "\u202e" not in text and "\x07" not in text
     joined = text.replace("|", "")
     assert r"\x1b[31m \u202e" in joined and "[bold]x[/bold]↵\nend" in joined
@@ -119,9 +121,19 @@ def test_the_page_shows_every_token_with_its_id() -> None:
 
 
 def test_the_page_and_the_terminal_count_the_same() -> None:
-    preview = shown()
-    assert "26 tokens, 2 with loss (8 %)" in to_html(preview)
-    assert '<td class="left">assistant</td><td>2</td><td>2</td><td>100 %</td>' in to_html(preview)
+    seen = shown()
+    assert "26 tokens, 2 with loss (8 %)" in to_html(seen)
+    assert '<td class="left">assistant</td><td>2</td><td>2</td><td>100 %</td>' in to_html(seen)
+
+
+def test_rows_are_shown_even_where_loading_stops_at_the_ledger(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise LedgerError(ledger)
+
+    ledger = Ledger(tiny_tokenizer())
+    monkeypatch.setattr("sweeptune.report.preview.load_splits", refuse)
+    found = preview(compose(["model=tiny", "data=jsonl", f"data.path={jsonl}"]), rows=2)
+    assert found.ledger is ledger and len(found.rows) == 2
 
 
 def test_problems_stand_on_the_page() -> None:
@@ -134,13 +146,13 @@ def test_problems_stand_on_the_page() -> None:
 
 
 def test_what_truncation_takes_is_struck_out() -> None:
-    preview = shown(("user", "q"), ("assistant", "abcdef"), limit=24)
-    assert "longer than data.max_length=24: the rest is cut away" in printed(preview)
-    cut = [token for stretch in preview.rows[0].stretches for token in stretch.tokens if token.cut]
-    assert len(cut) == preview.rows[0].tokens - 24
-    assert "a|b|c|d|[cut here]e|f|<|im_end|>[/loss]" in printed(preview)
-    assert printed(preview).count("[cut here]") == 1
-    assert ("t l c", "e") in Page(to_html(preview)).tokens
+    seen = shown(("user", "q"), ("assistant", "abcdef"), limit=24)
+    assert "longer than data.max_length=24: the rest is cut away" in printed(seen)
+    cut = [token for stretch in seen.rows[0].stretches for token in stretch.tokens if token.cut]
+    assert len(cut) == seen.rows[0].tokens - 24
+    assert "a|b|c|d|[cut here]e|f|<|im_end|>[/loss]" in printed(seen)
+    assert printed(seen).count("[cut here]") == 1
+    assert ("t l c", "e") in Page(to_html(seen)).tokens
 
 
 @pytest.mark.parametrize(
@@ -159,6 +171,15 @@ def test_a_long_row_says_what_happens_to_it(limit: int | None, settings: dict[st
     assert row.note.endswith(note) and bool(row.note) == bool(note)
 
 
+def test_a_turns_markup_and_what_is_said_in_it_stand_together() -> None:
+    spans = (Span("assistant", 0, 0, 2, False), Span("assistant", 0, 2, 4, True, 1), Span("user", 1, 4, 5, False))
+    row = Row("x", [257, 64, 65, 256, 66], [False, False, True, True, False], 1)
+    found = show_row(Encoded(row, spans, conversation([("user", "q")])), tiny_tokenizer(), None, data_config())
+    assert [(stretch.owner, len(stretch.tokens)) for stretch in found.stretches] == [("assistant 1", 4), ("user 2", 1)]
+    seen = printed(Preview("", "train", Ledger(tiny_tokenizer()), (found,)))
+    assert "assistant 1: <|im_start|>|a[loss]b|<|im_end|>[/loss]\n" in seen
+
+
 def test_a_very_long_row_is_shown_from_both_ends() -> None:
     tokenizer = tiny_tokenizer()
     body = tokenizer.encode("a" * 3000 + "b" * 3000)
@@ -167,9 +188,9 @@ def test_a_very_long_row_is_shown_from_both_ends() -> None:
     row_shown = show_row(Encoded(row, (Span(TEXT, 0, 0, 6000, True),), item), tokenizer, None, data_config())
     first, last = row_shown.stretches
     assert (len(first.tokens), len(last.tokens), last.omitted) == (3 * MOST // 4, MOST // 4, 2000)
-    preview = Preview("", "train", Ledger(tokenizer), (row_shown,))
-    assert "... 5,400 not shown ..." in printed(preview)
-    assert "... 2,000 tokens not shown ..." in to_html(preview)
+    seen = Preview("", "train", Ledger(tokenizer), (row_shown,))
+    assert "... 5,400 not shown ..." in printed(seen)
+    assert "... 2,000 tokens not shown ..." in to_html(seen)
 
 
 def test_a_page_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

@@ -11,84 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data import ledger_words
-from sweeptune.data.conversation import TEXT
+from sweeptune.data.conversation import TEXT, Conversation
 from sweeptune.data.excerpt import escape, excerpt, special_ids, token_text
-from sweeptune.data.rendering import Rendering
+from sweeptune.data.ledger_part import Counts, Part
+from sweeptune.data.rendering import SAMPLE, Rendering
 from sweeptune.data.tokenize import Encoded
 
 TURNS = 8
 """Answers that are counted by their number; those behind are counted together."""
 ASSISTANT = "assistant"
-Counts = dict[str, int]
-
-
-@dataclass(slots=True)
-class Part:
-    """The counts of one dataset under one template.
-
-    Attributes:
-        source: Number of the dataset in a mixture, from 0.
-        template: What made text of it; ``text`` for raw documents, which take none.
-        rows: Rows, without those left out.
-        tokens: Tokens in them.
-        loss_tokens: Tokens that bear loss.
-        longest: Tokens of the longest row.
-        roles: By role and number of the answer (``1`` to ``8``, then ``9+``): tokens, and how many bear loss.
-        answers: Answers (of raw text: pieces of documents) that are learned.
-        stops: How many of them train which stop token.
-        unstopped: How many train none.
-        opened: How many begin with ``space``, or with a ``special`` token.
-        inside: Special tokens that are learned in front of the stop token.
-        bos: Begin-of-text tokens, by their text.
-        doubled_bos: Rows in which two of them follow each other.
-        without_loss: Rows of which nothing is learned.
-        left_out: Of those, the ones that were left out (``data.on_bad_row=skip``).
-        first_learned: Rows whose first token bears loss, though nothing comes before it to predict it.
-        uneven: Rows whose mask is not what their spans say.
-    """
-
-    source: int
-    template: str
-    rows: int = 0
-    tokens: int = 0
-    loss_tokens: int = 0
-    longest: int = 0
-    roles: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    answers: int = 0
-    stops: Counts = field(default_factory=dict)
-    unstopped: int = 0
-    opened: Counts = field(default_factory=dict)
-    inside: Counts = field(default_factory=dict)
-    bos: Counts = field(default_factory=dict)
-    doubled_bos: int = 0
-    without_loss: int = 0
-    left_out: int = 0
-    first_learned: int = 0
-    uneven: int = 0
-
-    def absorb(self, other: Part) -> None:
-        """Add the counts of the same dataset and template."""
-        for name in ("rows", "tokens", "loss_tokens", "answers", "unstopped", "doubled_bos"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("without_loss", "left_out", "first_learned", "uneven"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.longest = max(self.longest, other.longest)
-        for name in ("stops", "opened", "inside", "bos"):
-            counts = getattr(self, name)
-            for key, count in getattr(other, name).items():
-                counts[key] = counts.get(key, 0) + count
-        for role, turns in other.roles.items():
-            for turn, (tokens, learned) in turns.items():
-                cell = self.roles.setdefault(role, {}).setdefault(turn, [0, 0])
-                cell[0] += tokens
-                cell[1] += learned
 
 
 class Ledger:
@@ -103,7 +41,8 @@ class Ledger:
         parts: Counts by dataset and template.
         cuts: What making rows fit cost, by kind: rows, tokens, loss_tokens.
         examples: The first row of each kind of problem, as text.
-        rendering: How the rows compare with the template's own text, once `check_rendering` has looked.
+        sample: The first conversations under a template, for `check_rendering`.
+        rendering: How their rows compare with the template's own text, once that has looked.
 
     Example:
         >>> ledger = Ledger(tokenizer)
@@ -118,6 +57,7 @@ class Ledger:
         self.parts: dict[tuple[int, str], Part] = {}
         self.cuts: dict[str, Counts] = {}
         self.examples: dict[str, str] = {}
+        self.sample: list[Conversation] = []
         self.rendering: Rendering | None = None
         bos = None if tokenizer is None else tokenizer.bos_token_id
         self._bos = -1 if bos is None else int(bos)  # no token has the number -1
@@ -147,6 +87,8 @@ class Ledger:
         part.loss_tokens += learned
         if len(ids) > part.longest:
             part.longest = len(ids)
+        if len(self.sample) < SAMPLE and not raw:
+            self.sample.append(encoded.conversation)
         counted = self._spans(encoded, part, TEXT if raw else ASSISTANT)
         if mask and mask[0]:
             part.first_learned += 1
@@ -176,6 +118,7 @@ class Ledger:
         for kind, counts in other.cuts.items():
             self.cut(kind, **counts)
         self.examples = other.examples | self.examples
+        self.sample = [*self.sample, *other.sample][:SAMPLE]
         self.rendering = self.rendering or other.rendering
 
     def problems(self) -> list[str]:
@@ -327,12 +270,19 @@ SPACES = str.maketrans("▁ĠĊĉ", "    ")
 """How vocabularies write white space at a token's start."""
 
 
+class LedgerError(ConfigError):
+    """The ledger found something wrong; it comes along, so that a preview can show it all the same."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger.problems())
+        self.ledger = ledger
+
+
 def raise_on_problems(ledger: Ledger) -> None:
     """Stop before training where the ledger found anything wrong.
 
     Raises:
-        ConfigError: All problems at once.
+        LedgerError: All problems at once.
     """
-    problems = ledger.problems()
-    if problems:
-        raise ConfigError(problems)
+    if ledger.problems():
+        raise LedgerError(ledger)

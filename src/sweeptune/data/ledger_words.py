@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sweeptune.data.conversation import TEXT
+from sweeptune.data.ledger_part import Part
 
 if TYPE_CHECKING:
-    from sweeptune.data.ledger import Ledger, Part
+    from sweeptune.data.ledger import Ledger
 
 OTHER_TEMPLATE = "template=chatml, or with your own: template=jinja template.path=<file>"
 

@@ -22,7 +22,7 @@ from sweeptune.data.conversation import Conversation
 from sweeptune.data.jsonl import load_jsonl
 from sweeptune.data.ledger import Ledger
 from sweeptune.data.pydocs import load_pydocs
-from sweeptune.data.rendering import SAMPLE, check_rendering
+from sweeptune.data.rendering import check_rendering
 from sweeptune.data.tokenize import Encoder, Row
 
 log = logging.getLogger("sweeptune")
@@ -84,7 +84,7 @@ def load_splits(
     kept = [(found.row, ledger.add(found)) for found in encoded]
     tokenized = iter(kept)
     found = {name: [row for row, keep in islice(tokenized, len(part)) if keep] for name, part in parts.items()}
-    ledger.rendering = check_rendering(encoder, everything[:SAMPLE])
+    ledger.rendering = check_rendering(encoder, ledger.sample)
     found["train"], cuts = fit(found["train"], data, ledger)
     for name, part in found.items():
         tokens, learned = sum(row.length for row in part), sum(row.loss_tokens for row in part)

@@ -6,7 +6,7 @@ Tokenizer and data are loaded, weights never. `preview_text` shows it on a termi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -18,6 +18,7 @@ from sweeptune.data import Conversation, Encoded, Encoder, Ledger, load_splits
 from sweeptune.data.conversation import TEXT
 from sweeptune.data.excerpt import cut_to_pieces, token_text
 from sweeptune.data.jsonl import load_jsonl
+from sweeptune.data.ledger import LedgerError
 from sweeptune.data.pydocs import load_pydocs
 from sweeptune.data.splits import position
 from sweeptune.models import load_tokenizer
@@ -109,7 +110,10 @@ def preview(config: Config, split: Split = "train", rows: int = 5) -> Preview:
         []
     """
     tokenizer = load_tokenizer(config.model)
-    splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    try:
+        ledger = load_splits(config.data, config.eval, config.template, tokenizer, progress).ledger
+    except LedgerError as error:
+        ledger = error.ledger
     encoder = Encoder(tokenizer, config.template, config.data.loss_on)
     chosen = list(islice(_of_split(_conversations(config.data), split, config.data), rows))
     encoded = islice(encoder.encode(chosen, window=config.data.max_length), rows)  # a document may become many rows
@@ -119,7 +123,7 @@ def preview(config: Config, split: Split = "train", rows: int = 5) -> Preview:
     )
     limit = config.data.max_length if split == "train" else None
     shown = tuple(show_row(found, tokenizer, limit, config.data) for found in encoded)
-    return Preview(title, split, splits.ledger, shown)
+    return Preview(title, split, ledger, shown)
 
 
 def _conversations(data: DataConfig) -> Iterable[Conversation]:
@@ -161,8 +165,22 @@ def show_row(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, limit: int | 
         tokens=row.length,
         loss_tokens=row.loss_tokens,
         note=note,
-        stretches=tuple(_stretches(encoded, tokenizer, end)),
+        stretches=tuple(_joined(_stretches(encoded, tokenizer, end))),
     )
+
+
+def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+    """Neighbours of one owner as one: a turn's markup and what is said in it."""
+    before: Stretch | None = None
+    for stretch in stretches:
+        if before is not None and before.owner == stretch.owner and not stretch.omitted:
+            before = replace(before, tokens=before.tokens + stretch.tokens)
+            continue
+        if before is not None:
+            yield before
+        before = stretch
+    if before is not None:
+        yield before
 
 
 def _stretches(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, end: int) -> Iterator[Stretch]:
