@@ -257,6 +257,16 @@ def test_a_doubled_begin_of_text_is_stopped_with_the_row_shown(place: str) -> No
     assert ledger.as_dict()["parts"][0]["bos"] == {"<s>": head.count(bos)}
 
 
+def test_a_begin_of_text_that_two_stretches_write_is_doubled_too() -> None:
+    tokenizer = tokenizer_with(CHATML, bos="<s>")
+    bos = tokenizer.bos_token_id
+    answer = ("assistant", 0, ["ab", END], True, 1)
+    row = encoded(("system", 0, [bos], False, 0), ("user", 0, [bos, "q"], False, 0), answer)
+    assert "1 of 1 rows have two begin-of-text" in ledger_of(row, tokenizer=tokenizer).problems()[0]
+    apart = encoded(("system", 0, [bos, "x"], False, 0), ("user", 0, [bos, "q"], False, 0), answer)
+    assert ledger_of(apart, tokenizer=tokenizer).problems() == []
+
+
 def test_a_template_that_writes_begin_of_text_twice_is_stopped() -> None:
     tokenizer = tokenizer_with("{{ bos_token }}<s>" + CHATML, bos="<s>")
     ledger = fill(read("qa"), tokenizer)
@@ -353,7 +363,7 @@ def test_the_log_tells_whose_the_loss_is() -> None:
     text = "\n".join(ledger.lines())
     assert "loss ledger, template=auto: 2 rows" in text
     assert "assistant 100 % (100 % of its tokens), prompt none" in text
-    assert "stop trained in 4 of 4 answers: '<|im_end|>' 4; no begin-of-text, 1 answers begin with a space" in text
+    assert "stop trained in 4 of 4 answers: '<|im_end|>' 4; no begin-of-text, 1 answers begin with white space" in text
     assert "1 rows truncated: 1,234 tokens lost, 7 of them with loss" in text
     assert "3 rows split: no token lost" in text
 

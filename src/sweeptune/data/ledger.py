@@ -175,7 +175,7 @@ class Ledger:
         This runs over every row there is: about 40 ns a token, a few hundredths of what tokenizing it takes.
         """
         ids, mask, roles, bos = encoded.row.input_ids, encoded.row.loss_mask, part.roles, self._bos
-        total, answer, stopped, place, openings = 0, -1, True, 0, 0
+        total, answer, stopped, place, openings, near = 0, -1, True, 0, 0, False
         for span in encoded.spans:
             begin, end, turn, role = span.begin, span.end, span.turn, span.role
             if begin == end:
@@ -186,7 +186,9 @@ class Ledger:
                 cell = roles.setdefault(role, {}).setdefault(NUMBERS[turn] if turn < TURNS else BEYOND, [0, 0])
             cell[0] += end - begin
             if not span.learned:
-                openings += ids[begin:end].count(bos)
+                if count := ids[begin:end].count(bos):
+                    openings += count
+                    near = near or count > 1 or (begin > 0 and ids[begin - 1] == bos == ids[begin])
                 continue
             behind = end - span.stops
             learned = end - begin if begin or mask[0] else end - 1  # the first token of all is never predicted
@@ -195,6 +197,7 @@ class Ledger:
             if not self._special.isdisjoint(ids[begin:behind]):
                 self._inside(encoded, begin, behind, part)
                 openings += ids[begin:behind].count(bos)
+                near = True
             if role != speaker:
                 continue
             if turn != answer:
@@ -212,7 +215,10 @@ class Ledger:
         if not stopped:
             self._unstopped(encoded, part, place)
         if openings:
-            self._openings(encoded, part, openings)
+            text = self._text(bos)
+            part.bos[text] = part.bos.get(text, 0) + openings
+            if near:
+                self._look_for_doubles(encoded, part)
         return total
 
     def _opens(self, token: int) -> str:
@@ -236,15 +242,12 @@ class Ledger:
                 part.inside[text] = part.inside.get(text, 0) + 1
                 self._example("inside", encoded, at)
 
-    def _openings(self, encoded: Encoded, part: Part, count: int) -> None:
-        """Count begin-of-text; two in a row are a fault, but only at the row's start where it also ends texts."""
+    def _look_for_doubles(self, encoded: Encoded, part: Part) -> None:
+        """Two begin-of-text in a row are a fault; where the same token also ends texts, only at the row's start."""
         assert self.tokenizer is not None
-        ids, bos, text = encoded.row.input_ids, self._bos, self._text(self._bos)
-        part.bos[text] = part.bos.get(text, 0) + count
-        if count == 1:
-            return
+        ids, bos = encoded.row.input_ids, self._bos
         at = ids.index(bos)
-        for _ in range(ids.count(bos) - 1 if self.tokenizer.eos_token_id == bos else count - 1):
+        for _ in range(ids.count(bos) - 1):
             before, at = at, ids.index(bos, at + 1)
             if at == before + 1 and (before == 0 or self.tokenizer.eos_token_id != bos):
                 part.doubled_bos += 1

@@ -150,7 +150,8 @@ def stops(part: Part) -> str:
 def begins(part: Part) -> str:
     """Begin-of-text tokens, and answers that do not begin with plain text."""
     found = f"begin-of-text: {_listed(part.bos)}" if part.bos else "no begin-of-text"
-    opened = "".join(f", {count:,} answers begin with a {kind}" for kind, count in sorted(part.opened.items()))
+    names = {"space": "white space", "special": "a special token"}
+    opened = "".join(f", {count:,} answers begin with {names[kind]}" for kind, count in sorted(part.opened.items()))
     return found + opened
 
 
