@@ -172,7 +172,7 @@ class Ledger:
     def _spans(self, encoded: Encoded, part: Part, speaker: str) -> int:
         """Count whose the tokens are and how answers end; return how many tokens the spans call learned.
 
-        This runs over every row there is: about 40 ns a token, a few hundredths of what tokenizing it takes.
+        This runs over every row there is: about 55 ns a token, a fortieth of what encoding it takes.
         """
         ids, mask, roles, bos = encoded.row.input_ids, encoded.row.loss_mask, part.roles, self._bos
         total, answer, stopped, place, openings, near = 0, -1, True, 0, 0, False
