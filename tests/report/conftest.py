@@ -16,6 +16,7 @@ QUALITY = {
     "weights": "w",
     "data_order": "seed-0",
     "loss_mask": "m",
+    "ledger": "l",
     "tokens_per_step": 512,
     "budget_tokens": 4096,
     "template": "chatml",

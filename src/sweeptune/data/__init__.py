@@ -2,8 +2,10 @@
 
 from sweeptune.data.collate import IGNORED, Batch, collate, collate_packs
 from sweeptune.data.conversation import Conversation, Message
+from sweeptune.data.ledger import Ledger, raise_on_problems
 from sweeptune.data.pack import Pack, Packs, Piece
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps, samples
+from sweeptune.data.rendering import Rendering, check_rendering
 from sweeptune.data.splits import Splits, load_everything, load_splits
 from sweeptune.data.store import StoreWriter, TokenStore, lengths_of, loss_counts_of, open_parts
 from sweeptune.data.template import apply_template, load_run_tokenizer
@@ -15,10 +17,12 @@ __all__ = [
     "Conversation",
     "Encoded",
     "Encoder",
+    "Ledger",
     "Message",
     "Pack",
     "Packs",
     "Piece",
+    "Rendering",
     "Row",
     "Span",
     "Splits",
@@ -26,6 +30,7 @@ __all__ = [
     "StoreWriter",
     "TokenStore",
     "apply_template",
+    "check_rendering",
     "collate",
     "collate_packs",
     "eval_batches",
@@ -39,5 +44,6 @@ __all__ = [
     "micro_batches",
     "open_parts",
     "plan_steps",
+    "raise_on_problems",
     "samples",
 ]

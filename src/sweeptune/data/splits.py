@@ -21,7 +21,9 @@ from sweeptune.config.schema import DataConfig, EvalConfig, TemplateConfig
 from sweeptune.data.cache import Kept, keep, key_of
 from sweeptune.data.conversation import TEXT, Conversation
 from sweeptune.data.fit import Different, Fit, HoldOut, policy
+from sweeptune.data.ledger import Ledger, raise_on_problems
 from sweeptune.data.mix import mixed, weighted
+from sweeptune.data.rendering import check_rendering
 from sweeptune.data.sources import Found, content_digest, read
 from sweeptune.data.store import StoreWriter, TokenStore
 from sweeptune.data.tokenize import Encoded, Encoder, Row
@@ -47,14 +49,14 @@ class Splits:
         eval: Held-out rows that a search may look at, whole, by hash.
         test: Held-out rows for a verdict, whole, by hash.
         stats: Counts for the log and the record.
-        ledger: What the loss ledger found, as JSON values.
+        ledger: What is learned of them, counted before they were cut.
     """
 
     train: Sequence[Row]
     eval: Sequence[Row]
     test: Sequence[Row]
     stats: dict[str, Any]
-    ledger: dict[str, Any] | None = None
+    ledger: Ledger
 
 
 def load_splits(
@@ -93,7 +95,7 @@ def load_splits(
         tokens, learned = int(part.lengths.sum()), int(part.loss_counts.sum())
         stats[name] = {"rows": len(part), "tokens": tokens, "loss_tokens": learned}
     _tell(data, stats)
-    return Splits(train, held["eval"], held["test"], stats, kept.meta["ledger"])
+    return Splits(train, held["eval"], held["test"], stats, Ledger.from_dict(kept.meta["ledger"]))
 
 
 def load_everything(
@@ -168,7 +170,7 @@ def _write(
 ) -> dict[str, Any]:
     """Append every row to its part; returns what is kept beside them."""
     found, different, held, fit = Found(), Different(), HoldOut(data), Fit(data)
-    ledger: Any = None  # LEDGER: becomes a Ledger of data/ledger.py, which sees every row before it is cut
+    ledger = Ledger(encoder.tokenizer, encoder.template.name, skip=data.on_bad_row == "skip")
     items = show(different.of(read(data, found)), "tokenizing", None)
     met = name = ""
     for encoded in _encoded(items, encoder, data, held, everything=everything):
@@ -176,14 +178,18 @@ def _write(
         if item.id != met:  # the windows of one document follow each other
             met, name = item.id, held.count(item.split_key)
             name = "eval" if everything else name
-        if ledger is not None and not ledger.add(encoded):  # LEDGER: says whether the row is kept
+        raw = item.messages[0].role == TEXT
+        if raw and encoded.row.length == 1:
+            continue  # the last window of a document, one token that nothing predicts
+        if not ledger.add(encoded):
             continue
-        cut = name == "train" and item.messages[0].role != TEXT
+        cut = name == "train" and not raw
         for row in fit.rows(encoded.row, cut=cut):
             writer.append(name, row, item.source)
-    if ledger is not None:  # LEDGER: its problems must be raised here, so that such rows are never kept
-        for kind, cost in fit.costs.items():
-            ledger.cut(kind, **cost)
+    for kind, cost in fit.costs.items():
+        ledger.cut(kind, **cost)
+    ledger.rendering = check_rendering(encoder, ledger.sample)
+    raise_on_problems(ledger)  # here, so that such rows are never kept
     _check(data, found, held, fit, writer, everything=everything)
     stats: dict[str, Any] = {"format": found.format, "rows": found.rows, "bad_rows": found.bad_rows}
     stats |= {"duplicates": different.duplicates, **fit.counts()}
@@ -191,7 +197,7 @@ def _write(
         "data": _title(data),
         "settings": asdict(data),
         "stats": stats,
-        "ledger": ledger.as_dict() if ledger is not None else None,
+        "ledger": ledger.as_dict(),
     }
 
 

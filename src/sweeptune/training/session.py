@@ -110,7 +110,8 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         micro_batch: Replaces ``hardware.micro_batch`` after an out-of-memory in the optimiser.
 
     Raises:
-        ConfigError: Model or data are not there or do not fit the settings.
+        ConfigError: Model or data are not there or do not fit the settings, or the loss ledger found rows that would
+            teach something else than was meant.
     """
     accelerator = make_accelerator(config)
     placement = place(config, accelerator.local_process_index)
@@ -121,6 +122,8 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     meter.enter("load")
     tokenizer = load_run_tokenizer(config.model, config.template)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
+    for line in splits.ledger.lines():
+        log.info("%s", line)
     steps = plan_steps(splits.train, config.data, config.train, config.seed)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
