@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from sweeptune.data.tokenize import Row
+from sweeptune.data.rows import Row
 
 AROUND = 24
 """Tokens shown on each side of a spot."""

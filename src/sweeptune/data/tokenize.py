@@ -24,6 +24,7 @@ from sweeptune.data.assemble import Owner, Part, Plan, Planner, parts_of, share
 from sweeptune.data.conversation import TEXT, Conversation, Message
 from sweeptune.data.cuts import SENTINEL, Cutter, cutter
 from sweeptune.data.documents import Document, Found, Request, document
+from sweeptune.data.excerpt import escape
 from sweeptune.data.pieces import Pieces
 from sweeptune.data.render import Renderer, Special, mark_for, marked, plain
 from sweeptune.data.rows import Encoded, Row, Span
@@ -116,6 +117,12 @@ def _first_apart(spans: list[Span]) -> list[Span]:
     return [alone, *([rest] if first.end > 1 else []), *others]
 
 
+def _shown(item: Conversation) -> str:
+    """A row for an error message: where it stands and how its turns begin; its text is untrusted and may be long."""
+    turns = ", ".join(f"{message.role} '{escape(message.content[:60])}'" for message in item.messages[:4])
+    return f"{item.place or item.id}: {turns}" + (", ..." if len(item.messages) > 4 else "")
+
+
 class Encoder:
     """Turns conversations into token ids with their loss mask.
 
@@ -183,7 +190,12 @@ class Encoder:
         batch: list[Chat | Document] = []
         characters = 0
         for item in conversations:
-            batch.append(self._prepare(item, window))
+            try:
+                batch.append(self._prepare(item, window))
+            except ConfigError as error:
+                if self.renderer is None:
+                    raise  # that there is no template is no fault of a row
+                raise ConfigError([f"{problem}. The row: {_shown(item)}" for problem in error.problems]) from error
             characters += sum(len(message.content) for message in item.messages)
             if len(batch) == BATCH or characters > BATCH_CHARACTERS:
                 yield from self._finish(batch)
@@ -207,6 +219,10 @@ class Encoder:
     def _prepare(self, item: Conversation, window: int | None) -> Chat | Document:
         if item.messages[0].role == TEXT:
             start, end = (None if t is None else token_id(self.tokenizer, t) for t in self.document_texts)
+            # A long file is read in sections, which begin and end inside its one document.
+            section = item.messages[0].extra or {}
+            start = start if section.get("opens", True) else None
+            end = end if section.get("closes", True) else None
             return document(item, self.special, (start, end), window)
         learned = self._learned(tuple([(m.role, m.loss) for m in item.messages]))
         messages = item.messages[: len(learned)]
