@@ -153,7 +153,7 @@ def _settings(data: DataConfig, encoder: Encoder, digest: str, everything: bool)
     formats = [data.format, *(part.format for part in data.mix or [])]
     return {
         "version": VERSION,
-        "packages": [version(name) for name in ("sweeptune", "tokenizers", "transformers")],
+        "packages": [version(name) for name in ("tokenizers", "transformers")],
         "content": digest,
         "encoder": encoder.digest,
         "formats": formats,
