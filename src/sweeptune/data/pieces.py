@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.render import Special, special_pattern
 
-JOINED = 4_000
+JOINED = 8_000  # characters; a batch still is many of these, for many cores
 
 
 class Pieces:

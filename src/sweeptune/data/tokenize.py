@@ -53,20 +53,21 @@ class Chat:
 
     def finish(self, found: Sequence[Found]) -> Iterator[Encoded]:
         """Put the row together."""
-        plan, tokenized = self.plan, iter(found)
+        plan, number = self.plan, 0
         ids: list[int] = []
         ends = [0] * len(plan.owners)
         for step in plan.steps:
-            base = len(ids)
             if not step.fragments:
+                base = len(ids)
                 ids += step.ids
                 for owner, end in step.ends:
                     ends[owner] = base + end
                 continue
-            tokens, places = next(tokenized)
-            ids += tokens
+            tokens, places = found[number]
+            number += 1
             if len(step.ends) > 1:
-                self._share(step.fragments, step.ends, places, base, ends)
+                self._share(step.fragments, step.ends, places, len(ids), ends)
+            ids += tokens
             ends[step.ends[-1][0]] = len(ids)
         loss_bytes = plan.loss_bytes + sum(len(self.contents[i].encode()) for i in plan.learned)
         spans, mask = _spans(plan.owners, ends)
