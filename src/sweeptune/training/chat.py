@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sweeptune.config.compose import load
-from sweeptune.data import load_run_tokenizer
+from sweeptune.data import load_run_tokenizer, stop_ids
 from sweeptune.training.restore import load_base, load_trained
 
 HELP = "Type a message; /before and /after choose who answers, /both asks both, /new forgets, /quit ends."
@@ -77,7 +77,7 @@ def answer(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             streamer=streamer,
         )

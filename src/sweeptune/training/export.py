@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sweeptune.config.errors import ConfigError
+from sweeptune.data import stop_ids
 from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
 from sweeptune.training.restore import Trained, dequantize, load_trained
@@ -36,7 +37,11 @@ def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype) -> Train
         raise ConfigError(f"--out {out}: is not empty; choose another folder")
     trained = load_trained(folder)
     if merge or not isinstance(trained.model, PeftModel):
-        merged(trained.model).to(dtype).save_pretrained(out)
+        plain = merged(trained.model).to(dtype)
+        stops = stop_ids(trained.tokenizer)
+        if stops and plain.generation_config is not None:
+            plain.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        plain.save_pretrained(out)
     else:
         save_adapter(trained, folder, out)
     trained.tokenizer.save_pretrained(out)
