@@ -51,6 +51,7 @@ def main(path: str, overrides: list[str]) -> None:
         for begin in range(0, len(rows), BATCH):
             for name, side in {"tokenizers alone": alone, "encoder": ours}.items():
                 at = (name, begin)
+                forget(backend.model)
                 seconds, tokens[at] = timed(lambda side=side, begin=begin: side(begin))
                 best[at] = min(best.get(at, seconds), seconds, key=lambda pair: pair[1])
     print(f"{len(rows)} rows, {config.model.name}, template={config.template.name}, best of {ROUNDS} rounds")
@@ -68,6 +69,13 @@ def read(row: dict[str, Any]) -> Conversation:
         {"role": "assistant", "content": row["answer"]},
     ]
     return conversation([(turn["role"], turn["content"]) for turn in turns])
+
+
+def forget(model: Any) -> None:
+    """Empty the library's memory of words, so that neither side lives on what the other, or the last round, has met."""
+    clear = getattr(model, "_clear_cache", None)
+    if clear is not None:
+        clear()
 
 
 def timed(side: Callable[[], int]) -> tuple[tuple[float, float], int]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation, Message, conversation
-from sweeptune.data.template import NEEDS, apply_template, own_template
+from sweeptune.data.template import NEEDS, apply_template, own_template, stop_ids
 from sweeptune.data.tokenize import Encoded, Encoder
 from sweeptune.models.tiny import CHATML, tiny_tokenizer
 from tests.data.helpers import pairs, template_config
@@ -292,6 +292,12 @@ def test_errors_name_the_template_that_was_chosen(tmp_path):
     path.write_text(CHATML.replace("<|im_end|>", ""))
     with pytest.raises(ConfigError, match="template=jinja: "):
         encode(chat(*TURNS), tokenizer(), "jinja", path=str(path))
+
+
+def test_generation_stops_where_the_trained_template_ends_a_turn():
+    made = apply_template(tokenizer(*LLAMA3, bos="<s>"), template_config("llama3"))
+    assert stop_ids(made) == sorted(made.convert_tokens_to_ids(["<|im_end|>", "<|eot_id|>"]))
+    assert stop_ids(apply_template(made, template_config("auto"))) == [made.eos_token_id]
 
 
 # What it costs, and what it depends on --------------------------------------------------------------------------------

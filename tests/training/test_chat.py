@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sweeptune.data import stop_ids
 from sweeptune.models.tiny import tiny_tokenizer
-from sweeptune.training.chat import stop_ids
 
 
 def test_an_answer_ends_with_its_turn_and_with_the_text():

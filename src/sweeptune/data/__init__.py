@@ -8,7 +8,7 @@ from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_
 from sweeptune.data.rendering import Rendering, check_rendering
 from sweeptune.data.splits import Splits, load_everything, load_splits
 from sweeptune.data.store import StoreWriter, TokenStore, lengths_of, loss_counts_of, open_parts
-from sweeptune.data.template import apply_template, load_run_tokenizer
+from sweeptune.data.template import apply_template, load_run_tokenizer, stop_ids
 from sweeptune.data.tokenize import Encoded, Encoder, Row, Span
 
 __all__ = [
@@ -46,4 +46,5 @@ __all__ = [
     "plan_steps",
     "raise_on_problems",
     "samples",
+    "stop_ids",
 ]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.render import Special, special_pattern
 
-JOINED = 4_000
+JOINED = 8_000  # characters; a batch still is many of these, for many cores
 
 
 class Pieces:
@@ -86,15 +86,19 @@ class Pieces:
         encoded = self._encode([separator.join(group) for group in groups], located=False)
         found: list[list[int]] = []
         for group, (ids, _) in zip(groups, encoded, strict=True):
-            if ids.count(mark) != len(group) - 1:  # a text holds the separator
-                found += [alone for alone, _ in self._encode(group, located=False)]
-                continue
-            at = 0
-            for _ in group[1:]:
-                end = ids.index(mark, at)
-                found.append(ids[at:end])
-                at = end + 1
-            found.append(ids[at:])
+            alone, at = [], 0
+            try:
+                for _ in group[1:]:
+                    end = ids.index(mark, at)
+                    alone.append(ids[at:end])
+                    at = end + 1
+            except ValueError:
+                at = -1
+            rest = ids[at:]
+            if at < 0 or mark in rest:  # a text holds the separator, or swallows it
+                found += [tokens for tokens, _ in self._encode(group, located=False)]
+            else:
+                found += [*alone, rest]
         return found
 
     def located(

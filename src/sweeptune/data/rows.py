@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sweeptune.data.conversation import Conversation
 
@@ -35,9 +36,8 @@ class Row:
         return sum(self.loss_mask)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a row's tokens with one owner.
+class Span(NamedTuple):
+    """A stretch of a row's tokens with one owner; a tuple, because there are several in every row of a dataset.
 
     Attributes:
         role: system, user, assistant, tool, text, or prompt where what leads up to an answer is not told apart. The

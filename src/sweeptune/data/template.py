@@ -80,6 +80,14 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Any:
     return getattr(tokenizer, OWN) if hasattr(tokenizer, OWN) else tokenizer.chat_template
 
 
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which an answer ends: end of text, and what ends a turn under the tokenizer's chat template."""
+    special = Special(tokenizer)
+    texts = [tokenizer.eos_token]
+    texts += [turn_end(Renderer(tokenizer, "auto", text), special) for text in _texts(tokenizer.chat_template)]
+    return sorted({found for text in texts if text and (found := token_id(tokenizer, text)) is not None})
+
+
 def shipped(name: str) -> str:
     """The text of a template of ours."""
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")

@@ -36,8 +36,6 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 MODEL_TYPE = "internlm2"
-STOP_TOKENS = [2, 92542]
-"""``</s>`` ends a text, ``<|im_end|>`` a turn: what generation stops at."""
 
 Tensors = dict[str, Any]
 """What the hook passes: tensors by pattern, some of them wrapped in a list."""

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sweeptune.config.compose import load
-from sweeptune.data import load_run_tokenizer
+from sweeptune.data import load_run_tokenizer, stop_ids
 from sweeptune.training.restore import load_base, load_trained
 
 HELP = "Type a message; /before and /after choose who answers, /both asks both, /new forgets, /quit ends."
@@ -82,20 +82,6 @@ def answer(
             streamer=streamer,
         )
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What an answer ends with: the end of a text and, where it is another token, the end of a turn.
-
-    Example:
-        >>> stop_ids(load_tokenizer("internlm/internlm2-1_8b"))
-        [2, 92542]
-    """
-    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "⁂"}]
-    behind = str(tokenizer.apply_chat_template(asked, tokenize=False)).rpartition("⁂")[2]
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = [i for i in tokenizer.encode(behind, add_special_tokens=False) if i in special][:1]
-    return sorted({i for i in (tokenizer.eos_token_id, *ends) if i is not None})
 
 
 def chat(folder: Path, *, prompt: str | None, before_only: bool, max_new_tokens: int) -> None:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sweeptune.config.errors import ConfigError
+from sweeptune.data import stop_ids
 from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
-from sweeptune.models.internlm2 import MODEL_TYPE, STOP_TOKENS, readable_by_all, to_llama
+from sweeptune.models.internlm2 import MODEL_TYPE, readable_by_all, to_llama
 from sweeptune.models.internlm2_tokenizer import make_portable
 from sweeptune.models.load import load_config, pieces_file
 from sweeptune.training.restore import Trained, dequantize, load_trained, newest
@@ -48,7 +49,7 @@ def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype, layout: 
     _check_layout(folder, layout, merge)
     trained = load_trained(folder)
     if merge or not isinstance(trained.model, PeftModel):
-        save_plain(merged(trained.model).to(dtype), out, layout)
+        save_plain(merged(trained.model).to(dtype), out, layout, stop_ids(trained.tokenizer))
     else:
         save_adapter(trained, folder, out)
     trained.tokenizer.save_pretrained(out)
@@ -70,11 +71,11 @@ def _check_layout(folder: Path, layout: str, merge: bool) -> None:
         raise ConfigError("--layout llama: an adapter has no layout of its own; add --merge")
 
 
-def save_plain(model: PreTrainedModel, out: Path, layout: str) -> None:
-    """Write a plain model for use: with a cache, and an InternLM2 stops at the end of a turn, too."""
+def save_plain(model: PreTrainedModel, out: Path, layout: str, stops: list[int]) -> None:
+    """Write a plain model for use: with a cache, and so that an answer stops at the tokens ``stops``."""
     model.config.use_cache = model.generation_config.use_cache = True  # off in training, and slow when it stays off
-    if model.config.model_type == MODEL_TYPE:
-        model.generation_config.eos_token_id = STOP_TOKENS
+    if stops:
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     plain = to_llama(model) if layout == "llama" else model
     plain.save_pretrained(out)
     if layout == "original" and model.config.model_type != MODEL_TYPE:
