@@ -148,25 +148,18 @@ def proofs(overrides: list[str], cpu: bool) -> list[str]:
     return table
 
 
-def runs(overrides: list[str], cpu: bool, work: Path) -> tuple[list[str], dict[str, Any]]:
-    """The table of packed against padded training, and the records."""
+def runs(overrides: list[str], cpu: bool, work: Path, keep: Callable[[list[str], dict[str, Any]], None]) -> None:
+    """Packed against padded training; ``keep`` gets the table and the records after each run."""
     size = "256" if cpu else "2048"
-    common = [*overrides, f"data.max_length={size}", f"train.max_steps={STEPS}", "eval.max_samples=16"]
+    common = [
+        *overrides,
+        f"data.max_length={size}",
+        f"train.max_steps={STEPS}",
+        "eval.max_samples=16",
+        "train.epochs=null",
+    ]
     common += [f"train.tokens_per_step={4 * int(size) if cpu else 32768}", "train.checkpoint_every=0"]
-    table = head(
-        (
-            "method",
-            "packing",
-            "attention",
-            "status",
-            "rows a pass",
-            "real tokens/s",
-            "gain",
-            "peak GiB",
-            "step ms",
-            "proof s",
-        )
-    )
+    table = head(COLUMNS)
     records: dict[str, Any] = {}
     for method in METHODS:
         base = None
@@ -194,7 +187,7 @@ def runs(overrides: list[str], cpu: bool, work: Path) -> tuple[list[str], dict[s
                 f"{proof['seconds']:.2f}" if proof else "-",
             )
             table.append(line(cells))
-    return table, records
+            keep(table, records)
 
 
 def main() -> None:
@@ -219,15 +212,19 @@ def main() -> None:
     begin = time.perf_counter()
     if options.part != "runs":
         text += [*proofs(overrides, options.cpu), ""]
-    if options.part != "proofs":
-        table, records = runs(overrides, options.cpu, options.work)
-        text += [*table, ""]
+
+    def keep(table: list[str], records: dict[str, Any]) -> None:
+        """Write what there is, so that a visit that ends early loses nothing."""
+        (options.out / "packing.md").write_text("\n".join([*text, *table]) + "\n")
         (options.out / "records.json").write_text(json.dumps(records, indent=1))
         logs = [f"== {path.stem}\n{path.read_text()[-3000:]}\n" for path in sorted(options.work.glob("*.log"))]
         (options.out / "logs.txt").write_text("\n".join(logs))
-    text.append(f"all of it: {time.perf_counter() - begin:.0f} s")
-    (options.out / "packing.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+
+    keep([], {})
+    if options.part != "proofs":
+        runs(overrides, options.cpu, options.work, keep)
+    print((options.out / "packing.md").read_text())
+    print(f"all of it: {time.perf_counter() - begin:.0f} s")
 
 
 if __name__ == "__main__":

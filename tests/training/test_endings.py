@@ -16,6 +16,7 @@ from sweeptune.tracking.record import read_record
 from sweeptune.training import loop, run, step
 from sweeptune.training.checkpoint import find_checkpoints
 from sweeptune.training.loss import token_nll
+from sweeptune.training.oom import brief
 from tests.training.helpers import gradients, lines
 
 
@@ -229,3 +230,16 @@ def test_record_has_every_part_and_plain_json(settings, tmp_path):
     examples = lines(tmp_path / "eval.jsonl")
     nll, tokens = sum(e["nll"] for e in examples), sum(e["loss_tokens"] for e in examples)
     assert record["eval"]["loss"] == pytest.approx(nll / tokens) and len(examples) == record["eval"]["samples"]
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_weights_are_loaded(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeptune.training.session.build_model", lambda *_: pytest.fail("weights were loaded"))
+    record = run(settings("model.architecture.vocab_size=200"), tmp_path)
+    assert record["status"] == "invalid_config"
+    assert "258 tokens, and the model has embeddings for 200" in record["reason"]
+
+
+def test_a_reason_for_out_of_memory_is_a_sentence():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has a total capacity of 79")
+    assert brief(error) == "CUDA out of memory. Tried to allocate 36.00 MiB"
+    assert brief(RuntimeError("DefaultCPUAllocator: can't allocate memory\nand more")).endswith("can't allocate memory")

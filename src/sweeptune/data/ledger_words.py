@@ -150,8 +150,9 @@ def stops(part: Part) -> str:
 def begins(part: Part) -> str:
     """Begin-of-text tokens, and answers that do not begin with plain text."""
     found = f"begin-of-text: {_listed(part.bos)}" if part.bos else "no begin-of-text"
+    what = "documents" if part.template == TEXT else "answers"
     names = {"space": "white space", "special": "a special token"}
-    opened = "".join(f", {count:,} answers begin with {names[kind]}" for kind, count in sorted(part.opened.items()))
+    opened = "".join(f", {count:,} {what} begin with {names[kind]}" for kind, count in sorted(part.opened.items()))
     return found + opened
 
 

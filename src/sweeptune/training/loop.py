@@ -19,7 +19,7 @@ from sweeptune.data import Row, Step, collate_packs, micro_batches
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
-from sweeptune.training.oom import any_rank, is_out_of_memory, release_memory
+from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.proofs import ProofFailed, prove_gradients
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
@@ -213,7 +213,7 @@ def score(session: Session, rows: Sequence[Row], file: str, description: str) ->
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                failure = str(error).splitlines()[0]
+                failure = brief(error)
         if not any_rank(failure is not None, session.device):
             break
         release_memory(session.device)

@@ -21,6 +21,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
+def brief(error: BaseException) -> str:
+    """What ran out, without the allocator's paragraph of statistics and advice.
+
+    Example:
+        >>> brief(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has a total ..."))
+        'CUDA out of memory. Tried to allocate 36.00 MiB'
+    """
+    return str(error).splitlines()[0].partition(". GPU ")[0] if str(error) else type(error).__name__
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` is true on any rank; every rank must call this."""
     if not dist.is_initialized():

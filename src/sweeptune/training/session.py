@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, Step, load_run_tokenizer, load_splits, plan_steps
 from sweeptune.kernels.attention import masks_by_layer, resolve
 from sweeptune.methods import METHODS
-from sweeptune.models import load_model
+from sweeptune.models import load_config, load_model
 from sweeptune.tracking.console import progress, spinner
 from sweeptune.tracking.files import JsonLines
 from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load_training_state, resumable
@@ -125,6 +126,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     for line in splits.ledger.lines():
         log.info("%s", line)
     steps = plan_steps(splits.train, config.data, config.train, config.seed)
+    check_vocabulary(tokenizer, config)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
     metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
@@ -150,6 +152,21 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     if micro_batch is not None:
         session.progress.micro_batch = micro_batch
     return session
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+    """See that every token has a row in the embedding.
+
+    Raises:
+        ConfigError: The tokenizer belongs to another model.
+    """
+    rows = load_config(config.model).get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"model.tokenizer: {len(tokenizer)} tokens, and the model has embeddings for {rows}: they do not belong "
+            "together. Use model.tokenizer=null for the model's own, or a model with this vocabulary "
+            f"(with model.weights=random: model.architecture.vocab_size={len(tokenizer)})"
+        )
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from sweeptune.data import Row, Step, collate_packs, micro_batches, samples
 from sweeptune.training.checkpoint import random_state, restore_random_state
 from sweeptune.training.loss import token_nll
-from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, is_out_of_memory, release_memory
+from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, brief, is_out_of_memory, release_memory
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.session import Session
 
@@ -38,7 +38,7 @@ def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = str(error).splitlines()[0]
+            failure = brief(error)
         if not any_rank(failure is not None, session.device):
             break
         session.optimizer.zero_grad(set_to_none=True)
@@ -113,7 +113,7 @@ def update(session: Session) -> tuple[torch.Tensor, bool]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        failure = str(error).splitlines()[0]
+        failure = brief(error)
     if any_rank(failure is not None, session.device):
         raise OptimizerOutOfMemory(failure or "another rank ran out of memory in the optimiser")
     return norm, bool(optimizer.step_was_skipped)
