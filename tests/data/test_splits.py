@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import DataConfig, EvalConfig, MixPart
+from sweeptune.config.schema import DataConfig, EvalConfig, MixPart, TemplateConfig
 from sweeptune.data import fit as fitting
 from sweeptune.data import splits as pipeline
 from sweeptune.data.conversation import TEXT, Conversation, conversation
@@ -276,7 +277,7 @@ def test_the_second_time_nothing_is_tokenized(tmp_path, cache, encodings, caplog
     second = load(data)
     assert encodings == [] and f"tokenized rows from the cache ({folder})" in caplog.text
     assert (second.train, second.eval, second.test) == (first.train, first.eval, first.test)
-    assert (second.stats, second.ledger) == (first.stats, first.ledger)
+    assert (second.stats, second.ledger.as_dict()) == (first.stats, first.ledger.as_dict())
     uncached = load(replace(data, cache=False))
     assert (list(uncached.train), uncached.stats) == (list(first.train), first.stats)
 
@@ -389,8 +390,8 @@ class TextEncoder:
 
     digest = "text"
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateConfig, loss_on: str) -> None:
+        self.tokenizer, self.template = tokenizer, template
 
     def encode(self, items: Iterable[Conversation], window: int | None = None) -> Iterator[Encoded]:
         for item in items:

@@ -75,17 +75,17 @@ class Page(HTMLParser):
 def test_without_colour_bars_and_brackets_tell_what_colour_would() -> None:
     text = printed(shown(place="rows.jsonl:3"))
     assert "train row 1, rows.jsonl:3: 26 tokens, 2 with loss (8 %)" in text
-    assert "prompt 1: <|im_start|>|u|s|e|r|↵\n|1|+|1|?|<|im_end|>|↵\n" in text
-    assert "assistant 1: [loss]2|<|im_end|>[/loss]\n" in text
+    assert "user 1: <|im_start|>|u|s|e|r|↵\n|1|+|1|?|<|im_end|>|↵\n" in text
+    assert "assistant 1: <|im_start|>|a|s|s|i|s|t|a|n|t|↵\n[loss]2|<|im_end|>[/loss]↵\n" in text
     assert "\x1b" not in text
-    assert re.search(r"auto +assistant +2 +2 +100 %", text)
+    assert re.search(r"auto +assistant +14 +2 +100 %", text)
     assert "stop trained in 1 of 1 answers: '<|im_end|>' 1" in text
 
 
 def test_with_colour_the_loss_is_on_green_and_no_bar_is_needed() -> None:
     text = printed(shown(), "truecolor")
-    assert "\x1b[30;48;2;165;232;165m2\x1b[0m" in text, "the answer, black on green"
-    assert re.search(r"\x1b\[1;97;48;2;22;98;39m<\|im_end\|>\x1b\[0m", text), "its end, on dark green"
+    assert re.search(r"\x1b\[30;48;2;(165;232;165|130;212;130)m2\x1b\[0m", text), "the answer, black on green"
+    assert re.search(r"\x1b\[1;97;48;2;(22;98;39|30;125;50)m<\|im_end\|>\x1b\[0m", text), "its end, on dark green"
     assert "|u|s|" not in text
 
 
@@ -123,7 +123,7 @@ def test_the_page_shows_every_token_with_its_id() -> None:
 def test_the_page_and_the_terminal_count_the_same() -> None:
     seen = shown()
     assert "26 tokens, 2 with loss (8 %)" in to_html(seen)
-    assert '<td class="left">assistant</td><td>2</td><td>2</td><td>100 %</td>' in to_html(seen)
+    assert '<td class="left">assistant</td><td>14</td><td>2</td><td>100 %</td>' in to_html(seen)
 
 
 def test_rows_are_shown_even_where_loading_stops_at_the_ledger(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:

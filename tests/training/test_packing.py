@@ -311,7 +311,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path):
             f"hardware.gpus_per_trial={ranks}",
         )
         (folder / "config.yaml").write_text(dump(config))
-        command = ["-m", "sweeptune.launch.worker", str(folder), "python train.py ..."]
+        command = ["-m", "sweeptune.launch.worker", str(folder), "--command=python train.py ..."]
         if ranks > 1:
             command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *command]
         subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=300)

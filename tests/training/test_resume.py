@@ -45,7 +45,7 @@ def assert_same_end(unbroken: Path, resumed: Path) -> None:
 
 
 def work(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sweeptune.launch.worker", str(folder), "python train.py ..."]
+    command = [sys.executable, "-m", "sweeptune.launch.worker", str(folder), "--command=python train.py ..."]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
