@@ -1,6 +1,8 @@
 # Everything works on a machine with Python 3.11 to 3.13, pip, make and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run side by side, so each of them gets one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -17,10 +19,10 @@ demo: install  ## full fine-tuning, LoRA and QLoRA side by side, on this machine
 
 test: .venv/installed-dev  ## all tests, with the embedded model
 	$(BIN)/sweeptune fetch smollm2_135m_q4
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/installed-dev  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not embedded"
+	$(PYTEST) -m "not slow and not embedded"
 
 lint: .venv/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import TrainConfig
 from sweeptune.data.pack import Packs
 from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps
-from tests.data.helpers import data_config, ids, rows_of, train_config
+from tests.data.helpers import data_config, ids, rows_of, store_of, train_config
 
 
 def mixed(count: int, longest: int = 40) -> list:
@@ -236,3 +236,12 @@ def test_plans_without_packing_are_those_of_the_first_release(seed, limits, step
     rows = mixed(200)
     plan = planned(rows, train_config(100, **limits), seed)
     assert (len(plan), hash_plan(rows, plan)) == (steps, name)
+
+
+def test_a_plan_over_stored_rows_has_the_name_of_the_same_plan_over_lists(tmp_path):
+    rows = mixed(60)
+    stored = store_of(tmp_path / "store", rows)
+    for packing in ("none", "pack", "split"):
+        plan = planned(rows, train_config(100, epochs=2), seed=3, packing=packing, max_length=50)
+        assert planned(stored, train_config(100, epochs=2), seed=3, packing=packing, max_length=50) == plan
+        assert hash_plan(stored, plan) == hash_plan(rows, plan)

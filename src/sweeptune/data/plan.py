@@ -186,13 +186,18 @@ def hash_rows(rows: Sequence[Row]) -> str:
 
 def hash_plan(rows: Sequence[Row], steps: Sequence[Step]) -> str:
     """Name the order in which rows are learned, step by step, and which share a row; one whole row a pack is its id."""
+    # A store has ids and lengths as columns, so that no token is read.
+    stored = getattr(rows, "ids", None)
+    ids = [row.id for row in rows] if stored is None else [name.decode() for name in stored.tolist()]
+    lengths = _column(rows, "lengths", lambda row: row.length)
+
+    def name(piece: Piece) -> str | tuple[str, int, int]:
+        whole = piece.begin == 0 and piece.end == lengths[piece.row]
+        return ids[piece.row] if whole else (ids[piece.row], piece.begin, piece.end)
+
     digest = hashlib.sha256()
     for step in steps:
-        named = [[_name(rows[piece.row], piece) for piece in pack] for pack in step.packs]
+        named = [[name(piece) for piece in pack] for pack in step.packs]
         alone = all(len(pack) == 1 for pack in named)
         digest.update(repr([pack[0] for pack in named] if alone else named).encode())
     return digest.hexdigest()[:16]
-
-
-def _name(row: Row, piece: Piece) -> str | tuple[str, int, int]:
-    return row.id if piece.begin == 0 and piece.end == row.length else (row.id, piece.begin, piece.end)
