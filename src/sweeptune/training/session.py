@@ -126,6 +126,11 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     for line in splits.ledger.lines():
         log.info("%s", line)
     steps = plan_steps(splits.train, config.data, config.train, config.seed)
+    if config.data.packing != "none":
+        packs, size = sum(len(step.packs) for step in steps), config.data.max_length
+        filled = sum(step.tokens for step in steps) / (packs * size)
+        words = "data.packing=%s: %d rows of %d tokens, %.1f %% filled"
+        log.info(words, config.data.packing, packs, size, 100 * filled)
     check_vocabulary(tokenizer, config)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
