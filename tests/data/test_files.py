@@ -11,6 +11,7 @@ import pytest
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation
+from sweeptune.data.files import file_rows
 from sweeptune.data.jsonarray import JsonText
 from sweeptune.data.sources import Found
 from tests.data.helpers import GOOD, data_config, load, write
@@ -231,3 +232,13 @@ def test_text_rows_are_texts_and_other_rows_are_not(tmp_path):
     assert load(data_config(book))[1].format == "text"
     with pytest.raises(ConfigError, match=r"is a text file, and data\.format=alpaca is for rows"):
         load(data_config(book, format="alpaca"))
+
+
+def test_sections_of_a_text_do_not_depend_on_how_well_it_is_compressed(tmp_path):
+    text = "".join(f"Paragraph {i} says {i * i}.\n\n" for i in range(4000)).encode()
+    (tmp_path / "a.txt").write_bytes(text)
+    for name, level in (("b.txt.gz", 1), ("c.txt.gz", 9)):
+        (tmp_path / name).write_bytes(gzip.compress(text, level))
+    names = ("a.txt", "b.txt.gz", "c.txt.gz")
+    contents = [[item.content for _, item in file_rows(tmp_path / name, alone=True)] for name in names]
+    assert len(contents[0]) > 3 and contents[0] == contents[1] == contents[2]

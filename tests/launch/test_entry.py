@@ -155,6 +155,22 @@ def test_two_ranks_make_the_same_step_and_the_same_eval_loss(tmp_path, tiny):
     assert records[0]["fingerprint"]["quality"] == records[1]["fingerprint"]["quality"]
 
 
+@pytest.mark.slow
+def test_ctrl_c_before_any_rank_has_started_stops_torchrun(tmp_path, tiny):
+    arguments = ["--multirun", *tiny, "hardware.gpus_per_trial=2", "study.name=early", "train.max_steps=20000"]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, "train.epochs=null"]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not psutil.Process(parent.pid).children():
+        time.sleep(0.02)
+    [worker] = psutil.Process(parent.pid).children()
+    time.sleep(0.3)
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=60)
+    assert parent.returncode == 130 and not alive(worker.pid)
+    assert read_record(tmp_path / "multirun" / "early" / "0")["status"] == "interrupted"
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.models import internlm2_tokenizer as module
@@ -81,6 +82,19 @@ def texts(count: int) -> list[str]:
         parts = [draw.choices(draw.choice(alphabets), k=draw.randint(1, 12)) for _ in range(draw.randint(1, 8))]
         made.append("".join("".join(part) for part in parts))
     return made
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["tokenizer.json", "with tokenizer.model"])
+def test_a_larger_tokenizer_of_another_model_is_its_own(tmp_path, pieces):
+    alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary = alphabet | {f"word{i}": len(alphabet) + i for i in range(SIZE)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="word1").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    if pieces:
+        (tmp_path / "tokenizer.model").write_bytes(b"of another kind")
+    assert len(load_tokenizer(tmp_path)) == len(vocabulary)
 
 
 def test_every_reference_encoding_is_equal(tokenizer):

@@ -20,7 +20,7 @@ from sweeptune.data import Packs, Row, Step, collate, collate_packs, samples
 from sweeptune.kernels import attention
 from sweeptune.kernels.attention import BatchLike, Prepared, may_see, prepare
 from sweeptune.training import run
-from sweeptune.training.loop import prove_that_samples_are_apart
+from sweeptune.training.loop import prove, prove_that_samples_are_apart
 from sweeptune.training.loss import token_nll
 from sweeptune.training.proofs import ProofFailed
 from sweeptune.training.proofs_packing import TOKENS, packed_sample
@@ -76,6 +76,14 @@ def without_restart(batch: BatchLike, config: Any) -> Prepared:
     return ready
 
 
+def with_the_first_rows_boundaries(batch: BatchLike, config: Any) -> Prepared:
+    """Right for a batch of one row: every row is masked as the first one is."""
+    ready = prepare(batch, config)
+    if batch.segments is not None:
+        ready.inputs["attention_mask"] = may_see(batch.segments[:1].expand_as(batch.segments))
+    return ready
+
+
 def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[BatchLike, Any], Prepared]) -> None:
     real = attention.INPUTS["sdpa"]
 
@@ -110,6 +118,7 @@ def test_positions_that_do_not_restart_are_refused(settings, tmp_path, monkeypat
     """Rotary embeddings do not mind a shift, until the row is longer than the model knows and they are rescaled."""
     dynamic = "+model.architecture.rope_scaling={rope_type: dynamic, factor: 2.0}"
     config = settings("method=lora", *PACKED, dynamic, "model.architecture.max_position_embeddings=120")
+    monkeypatch.setattr("sweeptune.training.session.check_positions", lambda *_: None)  # such a run is refused, too
     session = open_session(config, tmp_path)
     for name, parameter in session.model.named_parameters():
         if "q_proj" in name or "k_proj" in name:
@@ -123,6 +132,26 @@ def test_positions_that_do_not_restart_are_refused(settings, tmp_path, monkeypat
 def test_a_sample_that_sees_its_future_is_refused(settings, tmp_path, monkeypatch):
     plant(monkeypatch, seeing_later_tokens)
     assert "that of its" in run(settings("method=full", *PACKED), tmp_path)["reason"]
+
+
+def test_a_row_masked_as_its_neighbour_is_refused(settings, tmp_path, monkeypatch):
+    plant(monkeypatch, with_the_first_rows_boundaries)
+    assert "the loss of a packed row is" in run(settings("method=full", *PACKED), tmp_path)["reason"]
+
+
+def test_dropout_inside_attention_does_not_disturb_the_proofs(settings, tmp_path):
+    session = open_session(settings("method=full", *PACKED, "+model.architecture.attention_dropout=0.3"), tmp_path)
+    prove_that_samples_are_apart(session)
+    prove(session)
+    rates = {m.attention_dropout for m in session.model.modules() if hasattr(m, "attention_dropout")}
+    assert rates == {0.3}
+
+
+def test_rows_that_would_stretch_the_positions_of_their_batch_are_refused(settings, tmp_path):
+    dynamic = "+model.architecture.rope_scaling={rope_type: dynamic, factor: 2.0}"
+    record = run(settings("method=lora", dynamic, "model.architecture.max_position_embeddings=60"), tmp_path)
+    assert record["status"] == "invalid_config"
+    assert "are longer than the 60 tokens that this model was trained on" in record["reason"]
 
 
 def test_a_leak_that_only_the_gradient_shows_is_refused(settings, tmp_path, monkeypatch):

@@ -173,13 +173,21 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
+def _unzipped_size(path: Path) -> int:
+    """Bytes of the text, which decide its sections: how well a file is compressed must not."""
+    if path.suffix.lower() != ZIPPED:
+        return path.stat().st_size
+    with open_bytes(path) as file:
+        return sum(map(len, iter(lambda: file.read(2**20), b"")))
+
+
 def _texts(path: Path, alone: bool) -> Placed:
     """A text file as one document, or in sections that end at blank lines and together are the file.
 
     What goes on from the section before, or in the next one, says so in ``extra``: ``opens`` or ``closes`` is false
     there, and no token that separates documents belongs between them.
     """
-    size = path.stat().st_size
+    size = _unzipped_size(path)
     section = min(max(size // SECTIONS, MIN_SECTION), MAX_SECTION)
     if size <= (MIN_SECTION if alone else WHOLE):
         with open_bytes(path) as file:

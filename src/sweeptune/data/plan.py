@@ -105,6 +105,8 @@ def _packs(
             # A pack out of the middle of a long prompt teaches nothing, and a step of only such would divide by zero.
             found = list(cut_equal(order, lengths, data.max_length))
             taught = [pack for pack in found if any(loss_tokens(piece) for piece in pack)]
+            if not taught:
+                raise ConfigError("data.packing=split: no row bears a loss token; is data.loss_on what was meant?")
             if len(taught) < len(found):
                 empty = len(found) - len(taught)
                 log.info("epoch %d: %d of %d rows bear no loss and are left out", epoch + 1, empty, len(found))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,13 @@ def wait(process: subprocess.Popen[bytes], ranks: int) -> bool:
 
 
 def ask_to_stop(pid: int, ranks: int) -> None:
-    """Pass Ctrl-C on to what trains: under torchrun to its ranks only, since it would kill them after 30 seconds."""
-    try:
+    """Pass Ctrl-C on to what trains: under torchrun to its ranks, since it would kill them after 30 seconds itself."""
+    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
         worker = psutil.Process(pid)
-        for one in worker.children() if ranks > 1 else [worker]:
-            one.send_signal(signal.SIGINT)
-    except psutil.NoSuchProcess:
-        pass  # it has just ended by itself
+        trains = worker.children() if ranks > 1 else []
+        for one in trains or [worker]:  # torchrun alone is stopped before it has started any rank
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGINT)
 
 
 def ending(code: int) -> str:

@@ -194,7 +194,13 @@ def from_folder(folder: Path, *, image_token: str | None = None) -> PreTrainedTo
 
 
 def misread(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer of InternLM2's size gives other ids than sentencepiece: some tokenizer.json files do."""
+    """Whether this is InternLM2's tokenizer and gives other ids than sentencepiece: some tokenizer.json files do.
+
+    Its chat tokens tell it from the tokenizers of other models, many of which are larger.
+    """
+    named = tokenizer.convert_tokens_to_ids(list(CHAT_TOKENS))
+    if any(found in (None, tokenizer.unk_token_id) for found in named):
+        return False
     return len(tokenizer) >= SIZE and tokenizer.encode(CANARY, add_special_tokens=False) != CANARY_IDS
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -218,7 +219,11 @@ def _along_gradient(p: torch.nn.Parameter, step: torch.Tensor) -> float:
 def deterministic_training(model: torch.nn.Module, seed: int) -> Iterator[None]:
     """Training mode without dropout; generators and mode are restored, so that the training sees nothing of it."""
     was_training = model.training
-    dropouts = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    dropouts: dict[Any, float] = {m: m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    # Attention modules of transformers hold theirs as a number, which they hand to the back-end.
+    attention: dict[Any, float] = {
+        m: rate for m in model.modules() if isinstance(rate := getattr(m, "attention_dropout", None), float)
+    }
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -226,8 +231,12 @@ def deterministic_training(model: torch.nn.Module, seed: int) -> Iterator[None]:
             model.train()
             for module in dropouts:
                 module.p = 0.0
+            for module in attention:
+                module.attention_dropout = 0.0
             yield
         finally:
             for module, p in dropouts.items():
                 module.p = p
+            for module, rate in attention.items():
+                module.attention_dropout = rate
             model.train(was_training)

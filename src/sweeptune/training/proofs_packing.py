@@ -81,7 +81,7 @@ def prove_packing(
     with deterministic_training(model, seed):
         _nothing_moves(model, batch, places, autocast, backend)
         _nothing_reaches(model, batch, places, autocast, backend)
-        found = _same_loss(model, batch, packed, TOLERANCE[compute], autocast, pad_id, backend)
+        found = _same_loss(model, packed, TOLERANCE[compute], autocast, pad_id, backend)
     return {
         "backend": backend,
         "samples": len(packed),
@@ -134,18 +134,22 @@ def _nothing_reaches(model: Any, batch: Batch, places: list[slice], autocast: Au
 
 def _same_loss(
     model: Any,
-    batch: Batch,
     packed: Sequence[Row],
     tolerance: float,
     autocast: Autocast,
     pad_id: int,
     backend: str,
 ) -> dict[str, float]:
-    """The loss of the row is that of its samples, each in a row of its own."""
+    """The loss of rows side by side is that of their samples, each in a row of its own.
+
+    A second, shorter row of the same samples in another order stands below the first: the boundaries of one must not
+    be used for the other, and padding must not count.
+    """
+    both = collate_packs([packed, packed[:0:-1]], pad_id, model.device)
     with torch.no_grad(), autocast():
-        together = token_nll(model, batch).sum().item()
-        alone = sum(token_nll(model, collate([row], pad_id, model.device)).sum().item() for row in packed)
-    together, alone = together / batch.loss_tokens, alone / batch.loss_tokens
+        together = token_nll(model, both).sum().item()
+        each = [token_nll(model, collate([row], pad_id, model.device)).sum().item() for row in packed]
+    together, alone = together / both.loss_tokens, (2 * sum(each) - each[0]) / both.loss_tokens
     difference = abs(together - alone) / max(1.0, abs(alone))
     if not difference <= tolerance:
         raise ProofFailed(

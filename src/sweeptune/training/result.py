@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sweeptune.data import hash_plan, hash_rows
+from sweeptune.data import hash_plan, hash_rows, lengths_of, loss_counts_of
 from sweeptune.kernels import backend_of
 from sweeptune.models import architecture_digest, weights_digest
 from sweeptune.tracking.record import cpu_name
@@ -75,7 +75,7 @@ def segment_lengths(session: Session) -> NDArray[np.int64]:
     if session.config.data.packing == "split":
         pieces: NDArray[np.int64] = np.concatenate([step.packs.pieces for step in session.steps])
         return np.subtract(pieces[:, 2], pieces[:, 1])
-    return np.array([row.length for row in session.splits.train])
+    return lengths_of(session.splits.train)
 
 
 def loss_share(session: Session) -> float:
@@ -83,7 +83,7 @@ def loss_share(session: Session) -> float:
     if session.config.data.packing == "split":
         return sum(step.loss_tokens for step in session.steps) / sum(step.tokens for step in session.steps)
     rows = session.splits.train
-    return sum(row.loss_tokens for row in rows) / sum(row.length for row in rows)
+    return float(loss_counts_of(rows).sum() / lengths_of(rows).sum())
 
 
 def proof_part(session: Session) -> dict[str, Any] | None:

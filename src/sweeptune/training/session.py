@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, Splits, Step, load_run_tokenizer, load_splits, plan_steps
+from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, plan_steps
 from sweeptune.kernels.attention import masks_by_layer, resolve
 from sweeptune.methods import METHODS
 from sweeptune.models import load_config, load_model
@@ -132,6 +132,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         words = "data.packing=%s: %d rows of %d tokens, %.1f %% filled"
         log.info(words, config.data.packing, packs, size, 100 * filled)
     check_vocabulary(tokenizer, config)
+    check_positions(splits, config)
     model = build_model(config, placement, folder)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
     metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
@@ -172,6 +173,32 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Config) -> None
             "together. Use model.tokenizer=null for the model's own, or a model with this vocabulary "
             f"(with model.weights=random: model.architecture.vocab_size={len(tokenizer)})"
         )
+
+
+def check_positions(splits: Splits, config: Config) -> None:
+    """See that no row stretches a rotary embedding that is stretched by the longest row of a batch.
+
+    With dynamic NTK (InternLM2), one row beyond the trained length changes every other row of its batch, so that a loss
+    would depend on what a row is batched or packed with.
+
+    Raises:
+        ConfigError: Rows are longer than that.
+    """
+    shape = load_config(config.model).get_text_config()
+    rope = getattr(shape, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "dynamic":
+        return
+    limit = shape.max_position_embeddings
+    for name in ("train", "eval", "test"):
+        lengths = lengths_of(getattr(splits, name))
+        if name == "train":
+            lengths = lengths.clip(max=config.data.max_length)  # packing=split cuts what is longer
+        if beyond := int((lengths > limit).sum()):
+            raise ConfigError(
+                f"{beyond} rows of {name} are longer than the {limit} tokens that this model was trained on (the "
+                f"longest has {lengths.max()}). Its rotary embedding (dynamic NTK) would then change with the rows of "
+                f"a batch, and so would the loss. Set data.max_length={limit} or less, and leave longer held-out rows out"
+            )
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import psutil
@@ -90,8 +90,12 @@ class Stopwatch:
             self.marks[-1].append(time.perf_counter())
 
     def _cpu_times(self) -> tuple[float, float]:
-        times, own = psutil.cpu_times(), [process.cpu_times() for process in self._own if process.is_running()]
-        return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(one.user + one.system for one in own)
+        times, own = psutil.cpu_times(), 0.0
+        for process in self._own:
+            with suppress(psutil.NoSuchProcess):  # another rank may have ended
+                spent = process.cpu_times()
+                own += spent.user + spent.system
+        return sum(times) - times.idle - getattr(times, "iowait", 0.0), own
 
     def exclusive(self) -> bool:
         """Whether the run had its device to itself during the steady steps.
