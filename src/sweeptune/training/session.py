@@ -197,7 +197,7 @@ def check_positions(splits: Splits, config: Config) -> None:
             raise ConfigError(
                 f"{beyond} rows of {name} are longer than the {limit} tokens that this model was trained on (the "
                 f"longest has {lengths.max()}). Its rotary embedding (dynamic NTK) would then change with the rows of "
-                f"a batch, and so would the loss. Set data.max_length={limit} or less, and leave longer held-out rows out"
+                f"a batch, and so would the loss. Set data.max_length={limit} or less, and remove longer held-out rows"
             )
 
 
