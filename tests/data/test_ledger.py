@@ -45,10 +45,56 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
         },
         {"messages": [{"role": "user", "content": "<|im_end|>?"}, {"role": "assistant", "content": "<|im_start|>"}]},
     ],
+    "sharegpt": [
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "human", "value": "1+1?"},
+                {"from": "gpt", "value": "2"},
+                {"from": "human", "value": "世界?"},
+                {"from": "gpt", "value": "world 🙂"},
+                {"from": "human", "value": "Bye\n"},
+                {"from": "gpt", "value": " ok "},
+            ],
+        },
+        {"conversations": [{"from": "human", "value": "<|im_end|>?"}, {"from": "gpt", "value": "<|im_start|>"}]},
+    ],
+    "xtuner": [
+        {
+            "conversation": [
+                {"system": "Be brief.", "input": "1+1?", "output": "2"},
+                {"input": "世界?", "output": "world 🙂"},
+                {"input": "Bye\n", "output": " ok "},
+            ]
+        },
+        {"conversation": [{"input": "<|im_end|>?", "output": "<|im_start|>"}]},
+    ],
     "alpaca": [
         {"instruction": "Add.", "input": "1+1", "output": "2"},
         {"instruction": "Say hi.", "input": "", "output": "\nhi"},
     ],
+    "alpaca_zh": [
+        {"instruction_zh": "加。", "input_zh": "1+1", "output_zh": "二"},
+        {
+            "instruction_zh": "你好",
+            "input_zh": "",
+            "output_zh": "\n好",
+            "instruction": "not read",
+            "output": "not read",
+        },
+    ],
+    "prompt_completion": [
+        {"prompt": "1+1=", "completion": " 2"},
+        {
+            "prompt": [
+                {"role": "user", "content": "1+1?"},
+                {"role": "assistant", "content": "2, but not learned"},
+                {"role": "user", "content": "3+3?"},
+            ],
+            "completion": [{"role": "assistant", "content": "6"}],
+        },
+    ],
+    "text": [{"text": "Once upon a time.\n"}, {"text": "世界"}, {"text": " <|im_end|> is text "}],
     "qa": [{"question": f"{n}+{n}?", "answer": f"{n + n}"} for n in range(12)],
 }
 
@@ -74,15 +120,39 @@ ALPACA_LIKE = (
 )
 ALPACA_LIKE = ALPACA_LIKE.replace("{{ m['content'] + eos", "{{ '### Response:\n' + m['content'] + eos")
 ALPACA_LIKE += "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
-TEMPLATES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    "chatml": tiny_tokenizer,
-    "llama3_like": lambda: tokenizer_with(
-        LLAMA3_LIKE, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", bos="<|begin_of_text|>"
-    ),
-    "alpaca_like": lambda: tokenizer_with(ALPACA_LIKE),
-    "internlm2_like": lambda: tokenizer_with("{{ bos_token }}" + CHATML, bos="<s>"),
+LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def plain() -> PreTrainedTokenizerBase:
+    """Bytes without a begin-of-text, and ChatML as the model's own template."""
+    return tiny_tokenizer()
+
+
+def opening() -> PreTrainedTokenizerBase:
+    """Bytes with a begin-of-text."""
+    return tokenizer_with(CHATML, bos="<s>")
+
+
+def llama3(template: str = CHATML) -> PreTrainedTokenizerBase:
+    """Bytes with Llama 3's markup; its stop is not the end-of-text."""
+    return tokenizer_with(template, *LLAMA3_TOKENS, bos="<|begin_of_text|>")
+
+
+TEMPLATES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str]] = {
+    "chatml_like": (plain, "auto"),
+    "llama3_like": (lambda: llama3(LLAMA3_LIKE), "auto"),
+    "alpaca_like": (lambda: tokenizer_with(ALPACA_LIKE), "auto"),
+    "internlm2_like": (lambda: tokenizer_with("{{ bos_token }}" + CHATML, bos="<s>"), "auto"),
+    "chatml": (plain, "chatml"),
+    "internlm2_chat": (opening, "internlm2_chat"),
+    "alpaca": (opening, "alpaca"),
+    "llama3": (llama3, "llama3"),
+    "none": (opening, "none"),
 }
-PAIRS = [(form, template) for form in FORMATS for template in TEMPLATES]
+"""Models' own templates and ours: the tokenizer, and the setting ``template``."""
+WITH_BOS = {"llama3_like", "internlm2_like", "internlm2_chat", "alpaca", "llama3", "none"}
+CASES = [(form, template, "assistant") for form in FORMATS for template in TEMPLATES]
+CASES += [("messages", template, loss_on) for template in TEMPLATES for loss_on in ("last", "all")]
 
 
 def read(form: str) -> list[Conversation]:
@@ -96,9 +166,19 @@ def fill(items: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, **op
     return ledger
 
 
-def counts(form: str, template: str) -> dict[str, Any]:
-    [part] = fill(read(form), TEMPLATES[template]()).as_dict()["parts"]
+def counts(form: str, template: str, loss_on: str) -> dict[str, Any]:
+    make, name = TEMPLATES[template]
+    tokenizer = make()
+    ledger = Ledger(tokenizer, name)
+    for found in Encoder(tokenizer, template_config(name), loss_on).encode(read(form)):
+        ledger.add(found)
+    assert ledger.problems() == []
+    [part] = ledger.as_dict()["parts"]
     return dict(part)
+
+
+def golden() -> dict[tuple[str, ...], dict[str, Any]]:
+    return {tuple(key.split("/")): part for key, part in json.loads(GOLDEN.read_text()).items()}
 
 
 def tokens_of(parts: Sequence[int | str] | str) -> list[int]:
@@ -140,26 +220,61 @@ ASKED = ("user", 0, "q?", False, 0)
 GOOD = encoded(ASKED, ("assistant", 0, ["ab", END], True, 1))
 
 
-@pytest.mark.parametrize(("form", "template"), PAIRS)
-def test_the_golden_ledgers_are_met_to_the_last_count(form: str, template: str) -> None:
-    assert counts(form, template) == json.loads(GOLDEN.read_text())[f"{form}/{template}"]
+@pytest.mark.parametrize("case", CASES, ids="/".join)
+def test_the_golden_ledgers_are_met_to_the_last_count(case: tuple[str, str, str]) -> None:
+    assert counts(*case) == golden()[case]
 
 
-@pytest.mark.parametrize(("form", "template"), PAIRS)
-def test_the_golden_loss_is_what_the_answers_weigh(form: str, template: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids="/".join)
+def test_the_golden_loss_is_what_the_answers_weigh(case: tuple[str, str, str]) -> None:
     """A token is a byte here, so that the sum can be done without the encoder: answers, and a stop for each."""
-    part = json.loads(GOLDEN.read_text())[f"{form}/{template}"]
-    said = [m.content for item in read(form) for m in item.messages if m.role == "assistant"]
-    assert part["rows"] == len(FORMATS[form])
-    assert part["answers"] == sum(part["stops"].values()) == len(said)
-    assert part["loss_tokens"] == sum(len(text.encode()) + 1 for text in said)
-    assert [part[fault] for fault in ("unstopped", "doubled_bos", "without_loss", "uneven")] == [0, 0, 0, 0]
-    with_bos = template in ("llama3_like", "internlm2_like")
-    assert sum(part["bos"].values()) == (part["rows"] if with_bos else 0)
+    form, template, loss_on = case
+    part, items = golden()[case], read(form)
+    rows = len(FORMATS[form])
+    said = [[m.content for m in item.messages if m.role == "assistant" and m.loss is not False] for item in items]
+    said = [answers[-1:] if loss_on == "last" else answers for answers in said]
+    weights = [len((text.strip() if template == "llama3" else text).encode()) for texts in said for text in texts]
+    stops = rows if template == "none" else len(weights)
+    loss = sum(weights) + stops
+    if form == "text":  # all is learned but the first token, which is the begin-of-text where there is one
+        texts = [item.messages[0].content for item in items]
+        weights, stops = [0] * rows, rows
+        loss = sum(len(text.encode()) for text in texts) + rows - (0 if template in WITH_BOS else rows)
+    elif loss_on == "all":
+        loss = part["tokens"] - rows
+    assert (part["rows"], part["answers"], sum(part["stops"].values())) == (rows, len(weights), stops)
+    assert part["loss_tokens"] == loss
+    assert part["unstopped"] == len(weights) - stops
+    assert [part[fault] for fault in ("doubled_bos", "without_loss", "uneven", "first_learned")] == [0, 0, 0, 0]
+    assert sum(part["bos"].values()) == (rows if template in WITH_BOS else 0)
 
 
-def test_the_golden_file_has_no_other_pairs() -> None:
-    assert set(json.loads(GOLDEN.read_text())) == {f"{form}/{template}" for form, template in PAIRS}
+def test_equal_text_has_equal_counts_whichever_the_format_and_whoever_brings_the_template() -> None:
+    parts = golden()
+    bare = {case: {key: part[key] for key in part if key != "template"} for case, part in parts.items()}
+    for template in TEMPLATES:
+        first, *others = (bare[form, template, "assistant"] for form in ("messages", "sharegpt", "xtuner"))
+        assert others == [first, first]
+    for form, template, loss_on in CASES:
+        if template in ("chatml", "internlm2_chat"):
+            other = {"chatml": "chatml_like", "internlm2_chat": "internlm2_like"}[template]
+            assert bare[form, template, loss_on] == bare[form, other, loss_on]
+        if template == "internlm2_chat":
+            one = parts[form, "chatml", loss_on]
+            assert parts[form, template, loss_on]["tokens"] == one["tokens"] + one["rows"], "a begin-of-text a row"
+    for template in TEMPLATES:
+        sizes = {parts["messages", template, loss_on]["tokens"] for loss_on in ("assistant", "last", "all")}
+        assert len(sizes) == 1, "what is learned does not change the tokens"
+
+
+def test_without_a_template_there_is_what_is_said_and_no_more() -> None:
+    for form, rows in FORMATS.items():
+        size = sum(len(message.content.encode()) for item in read(form) for message in item.messages)
+        assert golden()[form, "none", "assistant"]["tokens"] == size + 2 * len(rows)
+
+
+def test_the_golden_file_has_no_other_cases() -> None:
+    assert set(golden()) == set(CASES)
 
 
 def test_roles_turns_and_ends_are_told_apart() -> None:
@@ -409,5 +524,5 @@ def test_counting_is_cheap_beside_encoding() -> None:
 
 
 if __name__ == "__main__":
-    lines = [f'"{form}/{template}": {json.dumps(counts(form, template))}' for form, template in PAIRS]
+    lines = [f'"{"/".join(case)}": {json.dumps(counts(*case))}' for case in CASES]
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from sweeptune.data import fit as fitting
 from sweeptune.data import splits as pipeline
 from sweeptune.data.conversation import TEXT, Conversation, conversation
 from sweeptune.data.fit import Different, Fit, HoldOut, policy, position
+from sweeptune.data.ledger import Ledger
 from sweeptune.data.plan import hash_rows
+from sweeptune.data.rendering import Rendering
 from sweeptune.data.splits import Splits, first_by_hash, load_everything, load_splits
 from sweeptune.data.tokenize import Encoded, Row, Span
 from sweeptune.models.fetch import cache_dir
-from sweeptune.models.tiny import tiny_tokenizer
-from tests.data.helpers import data_config, ids, pairs, rows_of, split, store_of, template_config
+from sweeptune.models.tiny import CHATML, tiny_tokenizer
+from tests.data.helpers import data_config, ids, pairs, rows_of, split, store_of, template_config, write
 
 
 def fit(rows: Sequence[Row], data: DataConfig) -> tuple[list[Row], dict[str, int]]:
@@ -520,3 +523,159 @@ def test_a_weight_needs_rows_and_company(tmp_path):
     Path(data.mix[1].path).write_text(Path(data.mix[0].path).read_text())
     with pytest.raises(ConfigError, match=r"b\.jsonl has no training row of its own"):
         load(data)
+
+
+# Rows that are legal, and rows that are not ---------------------------------------------------------------------------
+
+
+def chats(folder: Path, *turns: dict[str, object], count: int = 60, name: str = "chats.jsonl", **more: object) -> Path:
+    """Conversations of these turns; ``{i}`` in what is said is the row's number."""
+    rows = [
+        {"messages": [turn | {"content": str(turn["content"]).replace("{i}", str(i))} for turn in turns], **more}
+        for i in range(count)
+    ]
+    return write(folder, *rows, name=name)
+
+
+ASKED, SAID = {"role": "user", "content": "{i}?"}, {"role": "assistant", "content": "It is {i}."}
+MORE = {"role": "user", "content": "Thanks"}
+
+
+@pytest.mark.parametrize("name", ["auto", "chatml", "none"])
+@pytest.mark.parametrize(
+    ("last", "loss_on"),
+    [(MORE, "all"), (MORE | {"loss": True}, "assistant"), (MORE | {"loss": True}, "last"), (MORE, "assistant")],
+    ids=["all", "a learned turn", "a learned turn, last", "a turn that is left out"],
+)
+def test_turns_behind_the_last_answer_are_no_other_text_than_the_templates(tmp_path, name, last, loss_on):
+    data = data_config(chats(tmp_path, ASKED, SAID, last), loss_on=loss_on, max_length=200)
+    splits = load_splits(data, judged(), template_config(name), tiny_tokenizer())
+    assert splits.ledger.rendering == Rendering(rows=60, equal=60)
+    texts = [tiny_tokenizer().decode(row.input_ids) for row in splits.train]
+    assert all(("Thanks" in text) == (loss_on == "all" or "loss" in last) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("turns", "loss_on", "changed", "told"),
+    [
+        ([ASKED, SAID, MORE, SAID], "assistant", {}, "60 of 60 documents train the token that ends them: '<|im_end|>'"),
+        ([ASKED, SAID, MORE, SAID], "all", {}, "60 of 60 documents train"),
+        ([ASKED, SAID, MORE], "all", {}, "60 of 60 documents train"),
+        ([ASKED, SAID, MORE, SAID | {"loss": False}], "assistant", {}, "0 of 60 documents train"),
+        ([ASKED, SAID], "assistant", {"document_end": None}, "0 of 60 documents train the token that ends them; no"),
+    ],
+    ids=["two answers", "two answers, all", "a last question, all", "a last answer without loss", "no end"],
+)
+def test_without_a_template_answers_need_no_end(tmp_path, turns, loss_on, changed, told):
+    data = data_config(chats(tmp_path, *turns), loss_on=loss_on, max_length=200)
+    ledger = load_splits(data, judged(), template_config("none", **changed), tiny_tokenizer()).ledger
+    assert ledger.problems() == []
+    assert f"  {told}" in "\n".join(ledger.lines())
+    assert ledger.rendering is not None and ledger.rendering.texts == 0
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+@pytest.mark.parametrize(
+    ("turns", "more", "lost"),
+    [
+        ([ASKED, SAID], {"tools": [TOOL]}, "tools"),
+        ([ASKED, CALL, {"role": "tool", "content": "2"}, SAID], {}, "tool_calls"),
+        ([ASKED, CALL, {"role": "tool", "content": "2"}, SAID], {"tools": [TOOL]}, "tools and tool_calls"),
+    ],
+    ids=["tools", "calls", "both"],
+)
+def test_tools_that_a_template_does_not_write_stop_with_the_row_shown(tmp_path, name, turns, more, lost):
+    data = data_config(chats(tmp_path, *turns, **more), max_length=400)
+    with pytest.raises(ConfigError) as error:
+        load_splits(data, judged(), template_config(name), tiny_tokenizer())
+    [problem] = error.value.problems
+    assert problem.startswith(f"template={name}: this template does not write the {lost} of a row")
+    assert "chats.jsonl:1: user '0?', assistant '" in problem
+    assert "template=jinja template.path=<file>" in problem and f"or take {lost} out of the data" in problem
+
+
+def test_tools_that_a_template_writes_are_rows_like_others(tmp_path):
+    tokenizer = tiny_tokenizer()
+    calls = "+ (m['tool_calls'] | tojson if m['tool_calls'] else '') + '<|im_end|>'"
+    written = CHATML.replace("message", "m").replace("in ms", "in messages").replace("+ '<|im_end|>'", calls)
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + written
+    turns = [ASKED, CALL, {"role": "tool", "content": "2"}, SAID]
+    data = data_config(chats(tmp_path, *turns, tools=[TOOL]), max_length=400)
+    assert load_splits(data, judged(), template_config(), tokenizer).ledger.rendering == Rendering(rows=60, equal=60)
+
+
+# Who filled the cache does not show -----------------------------------------------------------------------------------
+
+
+def merging() -> PreTrainedTokenizerBase:
+    """Bytes under a template behind which another text begins: every row says the same in other tokens."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["\nIt"])
+    return tokenizer
+
+
+def test_the_ledger_is_the_same_whoever_filled_the_cache(tmp_path, cache, encodings):
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(CHATML)
+    own, other = template_config(), template_config("jinja", path=str(mine))
+    (tmp_path / "writer").mkdir()
+    silent = SAID | {"loss": False}
+    rows = [json.loads(line) for line in chats(tmp_path, ASKED, SAID).read_text().splitlines()]
+    rows.append({"messages": [ASKED, silent]})
+    paths = [write(folder, *rows) for folder in (tmp_path / "writer", tmp_path)]
+
+    def loaded(path: Path, template: TemplateConfig, **changed: object) -> Ledger:
+        data = data_config(path, on_bad_row="skip", **changed)
+        return load_splits(data, judged(), template, merging()).ledger
+
+    written = loaded(paths[0], own, cache=True)
+    encodings.clear()
+    cached = loaded(paths[1], other, cache=True)
+    assert encodings == []
+    alone = loaded(paths[1], other)
+    assert written.rendering is not None and written.rendering.merges == 60
+    assert written.digest == cached.digest == alone.digest
+    assert cached.as_dict() == alone.as_dict() and cached.lines() == alone.lines()
+    assert "template=jinja" in cached.lines()[0] and "template=auto" in written.lines()[0]
+    assert "writer" not in json.dumps(cached.as_dict())
+
+
+def test_raw_text_and_chats_of_equal_counts_have_other_digests():
+    parts = Ledger.from_dict(Ledger().as_dict() | {"parts": [{"source": 0, "template": "auto", "rows": 1}]})
+    texts = Ledger.from_dict(Ledger().as_dict() | {"parts": [{"source": 0, "template": TEXT, "rows": 1}]}, "auto")
+    assert list(texts.parts) == [(0, TEXT)]
+    assert parts.digest != texts.digest
+
+
+# Dates ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_template_that_asks_for_the_date_are_the_same_on_every_day(tmp_path, monkeypatch):
+    import transformers.utils.chat_template_utils as chat_templates
+
+    class Tomorrow:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2031, 5, 6)
+
+    dated = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '.<|im_end|>\n' }}" + CHATML
+    plainly = chats(tmp_path, ASKED, SAID)
+    with_name = chats(tmp_path, ASKED | {"name": "Ann"}, SAID, name="named.jsonl")  # not rendered the quick way
+    texts = {}
+    for day in ("today", "another day"):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = dated
+        for path in (plainly, with_name):
+            splits = load_splits(data_config(path, max_length=400), judged(), template_config(), tokenizer)
+            assert splits.ledger.rendering == Rendering(rows=60, equal=60)
+            texts[path.name, day] = [tokenizer.decode(row.input_ids) for row in splits.train]
+        monkeypatch.setattr(chat_templates, "datetime", Tomorrow)
+    assert texts["chats.jsonl", "today"] == texts["chats.jsonl", "another day"]
+    assert texts["named.jsonl", "today"] == texts["named.jsonl", "another day"]
+    assert all("Today is 26 Jul 2024." in text for found in texts.values() for text in found)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False)
+    assert "Today is 06 May 2031." in asked, "chat sees the real day"

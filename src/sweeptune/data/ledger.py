@@ -139,11 +139,17 @@ class Ledger:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
-        """A ledger as it was, for reading and merging."""
-        ledger = cls(template=values["template"], skip=values["skip"])
+    def from_dict(cls, values: Mapping[str, Any], template: str | None = None) -> Ledger:
+        """A ledger as it was, for reading and merging.
+
+        Args:
+            values: What `as_dict` gave.
+            template: The name that the template has for the reader: the same text may come from another setting.
+        """
+        ledger = cls(template=template or values["template"], skip=values["skip"])
         for part in values["parts"]:
-            ledger._part(part["source"], part["template"]).absorb(Part(**part))
+            name = TEXT if part["template"] == TEXT else template or part["template"]
+            ledger._part(part["source"], name).absorb(Part(**part))
         for kind, counts in values["cut"].items():
             ledger.cut(kind, **counts)
         ledger.examples = dict(values["examples"])
@@ -152,8 +158,13 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that name the counts: the same for equal data, wherever its files lie."""
-        return hashlib.sha256(json.dumps(self._counts(), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits that name the counts: the same for equal data, wherever its files lie, under an equal template,
+        whatever its name."""
+        counts = self._counts()
+        for part in counts["parts"]:
+            part["template"] = TEXT if part["template"] == TEXT else "chat"
+        counts["parts"].sort(key=lambda part: (part["source"], part["template"]))
+        return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _counts(self) -> dict[str, Any]:
         parts = [asdict(self.parts[key]) for key in sorted(self.parts)]
@@ -199,6 +210,8 @@ class Ledger:
                 openings += ids[begin:behind].count(bos)
                 near = True
             if role != speaker:
+                if behind < end == len(ids) and part.template == "none" and mask[end - 1]:
+                    self._stop(ids[behind:end], part)  # of the document, whoever spoke last
                 continue
             if turn != answer:
                 if not stopped:
@@ -209,8 +222,7 @@ class Ledger:
                     part.opened[kind] = part.opened.get(kind, 0) + 1
             if behind < end and not stopped and mask[end - 1]:
                 stopped = True
-                stop = self._text(ids[end - 1]) if behind == end - 1 else "".join(map(self._text, ids[behind:end]))
-                part.stops[stop] = part.stops.get(stop, 0) + 1
+                self._stop(ids[behind:end], part)
             place = end
         if not stopped:
             self._unstopped(encoded, part, place)
@@ -220,6 +232,10 @@ class Ledger:
             if near:
                 self._look_for_doubles(encoded, part)
         return total
+
+    def _stop(self, tokens: list[int], part: Part) -> None:
+        stop = self._text(tokens[0]) if len(tokens) == 1 else "".join(map(self._text, tokens))
+        part.stops[stop] = part.stops.get(stop, 0) + 1
 
     def _opens(self, token: int) -> str:
         """How an answer begins: with ``space``, with a ``special`` token, or "" for anything else."""
@@ -232,7 +248,7 @@ class Ledger:
 
     def _unstopped(self, encoded: Encoded, part: Part, at: int) -> None:
         part.unstopped += 1
-        if part.template != TEXT:
+        if part.has_turns:
             self._example("unstopped", encoded, at)
 
     def _inside(self, encoded: Encoded, begin: int, end: int, part: Part) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sweeptune.data.conversation import TEXT
+
 Counts = dict[str, int]
 
 
@@ -20,7 +22,7 @@ class Part:
         longest: Tokens of the longest row.
         roles: By role and number of the answer (``1`` to ``8``, then ``9+``): tokens, and how many bear loss.
         answers: Answers (of raw text: pieces of documents) that are learned.
-        stops: How many of them train which stop token.
+        stops: How many of them train which stop token; without a template, how many rows train which end of document.
         unstopped: How many train none.
         opened: How many begin with ``space``, or with a ``special`` token.
         inside: Special tokens that are learned in front of the stop token.
@@ -50,6 +52,11 @@ class Part:
     left_out: int = 0
     first_learned: int = 0
     uneven: int = 0
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether answers have an end of their own; without a template only the document has one."""
+        return self.template not in (TEXT, "none")
 
     def absorb(self, other: Part) -> None:
         """Add the counts of the same dataset and template."""

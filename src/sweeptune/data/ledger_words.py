@@ -18,7 +18,7 @@ def problems(ledger: Ledger) -> list[str]:
     """What is wrong with the rows; see `Ledger.problems`."""
     parts = [ledger.parts[key] for key in sorted(ledger.parts)]
     found: list[str] = []
-    unstopped = [part for part in parts if part.unstopped and part.template != TEXT]
+    unstopped = [part for part in parts if part.unstopped and part.has_turns]
     for part, others in _first(unstopped):
         found.append(
             f"{_of(part)}: {part.unstopped} of {part.answers} answers train no token that ends the turn{others}, so "
@@ -142,6 +142,9 @@ def stops(part: Part) -> str:
     """Which stop tokens are trained, in how many answers."""
     if part.template == TEXT:
         return f"ends of documents: {_listed(part.stops)}" if part.stops else "no token ends a document"
+    if not part.has_turns:
+        count = f"{sum(part.stops.values()):,} of {part.rows:,}"
+        return f"{count} documents train the token that ends them{': ' * bool(part.stops)}{_listed(part.stops)}"
     if not part.stops:
         return f"no stop token is trained in {part.answers:,} answers"
     return f"stop trained in {sum(part.stops.values()):,} of {part.answers:,} answers: {_listed(part.stops)}"

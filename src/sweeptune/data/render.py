@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -17,6 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation, Message
 
+TRAINING_DAY = datetime(2024, 7, 26)
+"""What "today" is for a template that asks (``strftime_now``): the same rows on every day, fresh or from the cache, so
+that runs can be compared. It is the date that Llama 3.1's own template writes where it cannot ask."""
 MARK = "\ufdd0"  # a noncharacter: Unicode promises that it never stands in text that is exchanged
 
 
@@ -105,13 +110,7 @@ class Renderer:
             if self._compiled and not tools and all(len(message) == 2 for message in messages):
                 found = self._compiled(messages, prompt)
             else:
-                found = self.tokenizer.apply_chat_template(
-                    messages,
-                    tools=[dict(tool) for tool in tools] if tools else None,
-                    chat_template=self.template if isinstance(self.template, str) else None,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                )
+                found = rendered(self.tokenizer, messages, tools, self.template, add_generation_prompt=prompt)
         except (TemplateError, TypeError, ValueError) as error:
             raise ConfigError(f"template={self.name}: {self._refusal(messages, tools)}: {error}") from error
         return str(found)
@@ -119,6 +118,48 @@ class Renderer:
     def _refusal(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
         roles = ", ".join(message["role"] for message in messages)
         return f"this chat template refuses the turns {roles}{' with tools' if tools else ''}"
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template: Any = None,
+    **options: Any,
+) -> str:
+    """What ``apply_chat_template`` gives on `TRAINING_DAY`.
+
+    Args:
+        tokenizer: Whose special tokens the template may write.
+        messages: As templates read them.
+        tools: What the assistant may call.
+        template: Another template than the tokenizer's; of texts by name, the tokenizer's own choice is taken.
+        options: Of ``apply_chat_template``.
+    """
+    given: dict[str, Any] = {
+        "tools": [dict(tool) for tool in tools] if tools else None,
+        "chat_template": template if isinstance(template, str) else None,
+    }
+    with _on_training_day(tokenizer.get_chat_template(**given)):
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **given, **options))
+
+
+@contextmanager
+def _on_training_day(template: str) -> Iterator[None]:
+    """Let a template see `TRAINING_DAY`. transformers takes no function from its callers, but keeps what it compiled,
+    and what that knows can be changed; it is put back, because chat is to see the real day."""
+    if "strftime_now" not in template:
+        yield
+        return
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    known = _compile_jinja_template(template).globals
+    real = known["strftime_now"]
+    known["strftime_now"] = TRAINING_DAY.strftime
+    try:
+        yield
+    finally:
+        known["strftime_now"] = real
 
 
 def _compile(template: Any, tokens: dict[str, Any]) -> Callable[[list[dict[str, Any]], bool], str] | None:
@@ -134,7 +175,7 @@ def _compile(template: Any, tokens: dict[str, Any]) -> Callable[[list[dict[str, 
         compiled = _compile_jinja_template(template)
     except (ImportError, TemplateError):  # a template that is no jinja fails again, with words, when it is rendered
         return None
-    known = {**compiled.globals, "tools": None, "documents": None, **tokens}
+    known = {**compiled.globals, "strftime_now": TRAINING_DAY.strftime, "tools": None, "documents": None, **tokens}
 
     def render(messages: list[dict[str, Any]], prompt: bool) -> str:
         # With `shared`, jinja takes the names as they are instead of looking its own up again for every text.
@@ -142,6 +183,27 @@ def _compile(template: Any, tokens: dict[str, Any]) -> Callable[[list[dict[str, 
         return "".join(compiled.root_render_func(context))
 
     return render
+
+
+def unwritten(
+    renderer: Renderer | None, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+) -> list[str]:
+    """Which of ``tools`` and ``tool_calls`` a conversation has that change nothing of its text; without a template, all
+    that it has."""
+    bare = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+    without: dict[str, tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]] = {}
+    without |= {"tools": (messages, None)} if tools else {}
+    without |= {"tool_calls": (bare, tools)} if bare != messages else {}
+    if renderer is None or not without:
+        return list(without)
+    whole = renderer.text(messages, False, tools)
+    lost = []
+    for name, (others, offered) in without.items():
+        try:
+            lost += [name] if renderer.text(others, False, offered) == whole else []
+        except ConfigError:
+            continue  # refused without them, so they are read
+    return lost
 
 
 def mark_for(item: Conversation) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sweeptune.data.conversation import TEXT, Conversation
 from sweeptune.data.excerpt import cut_to_pieces, escape
+from sweeptune.data.render import plain, rendered
 from sweeptune.data.tokenize import Encoder
 
 SAMPLE = 64
@@ -63,16 +64,15 @@ def check_rendering(encoder: Encoder, conversations: Iterable[Conversation]) -> 
         kind = "equal" if ours == own else "merges" if _decode(encoder, ours) == _decode(encoder, own) else "texts"
         counts[kind] += 1
         if kind != "equal" and not first[kind]:
-            first[kind] = f"{escape(item.place or f'row {item.id}')}: {_difference(encoder, ours, own)}"
+            # A merge is no fault, so it is kept with the rows, for others whose files lie elsewhere.
+            place = item.place if kind == "texts" else ""
+            first[kind] = f"{escape(place or f'row {item.id}')}: {_difference(encoder, ours, own)}"
     return Rendering(len(items), **counts, first_merge=first["merges"], first_text=first["texts"])
 
 
 def template_text(encoder: Encoder, item: Conversation) -> str:
-    """What the template makes of a conversation up to its last answer, in one piece."""
-    last = max((k for k, message in enumerate(item.messages) if message.role == "assistant"), default=-1)
-    messages = [{"role": m.role, "content": m.content, **(m.extra or {})} for m in item.messages[: last + 1]]
-    tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
-    return str(encoder.tokenizer.apply_chat_template(messages, tokenize=False, **tools))
+    """What the template makes, in one piece, of the turns of a conversation that the encoder keeps."""
+    return rendered(encoder.tokenizer, [plain(message) for message in encoder.turns(item)], item.tools)
 
 
 def _decode(encoder: Encoder, ids: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ The template is put into the tokenizer, so that training, evaluation, chat and e
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def no_template(tokenizer: PreTrainedTokenizerBase, name: str) -> ConfigError:
     return ConfigError(
         f"template={name}: this model's tokenizer has no chat template, and the data holds conversations; "
         f"{_would_work(tokenizer)}; or fine-tune an instruct model, or give a file: template=jinja template.path=..."
+    )
+
+
+def drops(name: str, lost: Sequence[str]) -> ConfigError:
+    """For rows whose tools or calls of them would vanish, and the model learn to answer as if there were none."""
+    what = " and ".join(lost)
+    return ConfigError(
+        f"template={name}: this template does not write the {what} of a row, so they would be lost without a word; "
+        "train with a template that writes them: template=internlm2_chat where the tokenizer has its tokens, or "
+        f"template=jinja template.path=<file>; or take {what} out of the data"
     )
 
 

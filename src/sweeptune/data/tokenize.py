@@ -28,13 +28,13 @@ from sweeptune.data.cuts import SENTINEL, Cutter, cutter
 from sweeptune.data.documents import Document, Found, Request, document
 from sweeptune.data.excerpt import escape
 from sweeptune.data.pieces import Pieces
-from sweeptune.data.render import Renderer, Special, mark_for, marked, plain
+from sweeptune.data.render import Renderer, Special, mark_for, marked, plain, unwritten
 from sweeptune.data.rows import Encoded, Row, Span
-from sweeptune.data.template import apply_template, document_texts, no_template, token_id
+from sweeptune.data.template import apply_template, document_texts, drops, no_template, token_id
 
 __all__ = ["Encoded", "Encoder", "Row", "Span"]
 
-VERSION = 1  # raised whenever other ids or masks come out than before, so that nothing old is used again
+VERSION = 2  # raised whenever other ids or masks come out than before, so that nothing old is used again
 BATCH = 1024
 BATCH_CHARACTERS = 4_000_000
 SHAPES = 2048
@@ -212,6 +212,10 @@ class Encoder:
                 batch, characters = [], 0
         yield from self._encode(batch, window)
 
+    def turns(self, item: Conversation) -> tuple[Message, ...]:
+        """The turns of a conversation that are tokenized: up to the last answer, or the last that bears loss."""
+        return item.messages[: len(self._learned(tuple([(m.role, m.loss) for m in item.messages])))]
+
     def _encode(self, items: Sequence[Conversation], window: int | None) -> list[Encoded]:
         """Tokenize a batch: every text in two calls; then the rows are put together again."""
         with _no_collection():
@@ -221,7 +225,7 @@ class Encoder:
         try:
             return self._prepare(item, window)
         except ConfigError as error:
-            if self.renderer is None:
+            if self.renderer is None and self.template.name != "none":
                 raise  # that there is no template is no fault of a row
             raise ConfigError([f"{problem}. The row: {_shown(item)}" for problem in error.problems]) from error
 
@@ -303,6 +307,8 @@ class Encoder:
         mark = mark_for(item)
         written = [marked(plain(m), self.special, mark) | {"role": m.role} for m in messages]
         tools = marked(item.tools, self.special, mark) if item.tools else None
+        if lost := unwritten(self.renderer, written, tools):
+            raise drops(self.template.name, lost)
         return Chat(item, self._planner.plan(self._parts(written, learned, tools), mark), (), self.special)
 
     def _parts(self, messages: list[dict[str, Any]], learned: tuple[bool, ...], tools: Any) -> list[Part]:
@@ -315,6 +321,8 @@ class Encoder:
 
     def _joined(self, item: Conversation, messages: Sequence[Message], learned: tuple[bool, ...]) -> Chat:
         """A conversation without a template: what is said, one after the other, between the tokens of a document."""
+        if lost := unwritten(None, [plain(m) for m in messages], item.tools):
+            raise drops(self.template.name, lost)
         parts: list[Part] = []
         mark, turn = mark_for(item), 0
         answers = sum(m.role == "assistant" for m in messages)
