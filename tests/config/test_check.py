@@ -155,6 +155,7 @@ FILE_RULES = [
     ),
     (["data=text", "data.path=a.jsonl", "data.format=alpaca"], "data=text reads raw text only. Rows of other formats"),
     (["data=text", "data.mix=[{path: a.jsonl, format: qa}]"], "data.mix[0].format=qa: data=text reads raw text only"),
+    (["data=jsonl", "data.path=books/a.txt"], "not rows. Raw text is read by data=text data.path=books/a.txt"),
     (["data=jsonl", "data.mix=[{path: a.jsonl, weight: 2}, {path: books/a.txt}]"], "others do not (books/a.txt). Give"),
     (["data=jsonl", "data.mix=[{path: a.jsonl}, {path: table.xlsx}]"], "data.mix[1].path=table.xlsx: unknown file end"),
 ]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeptune.config.datafiles import trouble
+from sweeptune.config.datafiles import TEXTS, kind, trouble
 from sweeptune.config.schema import Config, DataConfig
 
 FILES = ("jsonl", "text")
@@ -90,6 +90,9 @@ def _files(key: str, path: str | list[str], texts: bool) -> Iterator[str]:
     if not path:
         yield f"{key}: names no file. Give data.path=<an existing file or folder>"
         return
+    if isinstance(path, str) and not texts and kind(Path(path)) in TEXTS and Path(path).expanduser().is_file():
+        # Beside rows, in a list or a mixture, raw text is meant; alone it is mostly the wrong file.
+        yield f"{key}: this is a text file, not rows. Raw text is read by data=text data.path={path}"
     for problem in trouble(path, texts=texts):
         yield f"{key}: {problem}. Give data.path=<an existing file or folder>"
 

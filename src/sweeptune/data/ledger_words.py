@@ -110,13 +110,20 @@ def costs(ledger: Ledger) -> list[str]:
     found = []
     for kind, counts in sorted(ledger.cuts.items()):
         if counts["rows"]:
-            lost = f"{counts['tokens']:,} tokens lost, {counts['loss_tokens']:,} of them with loss"
-            found.append(f"{counts['rows']:,} rows {kind}: {lost if counts['tokens'] else 'no token lost'}")
+            found.append(f"{counts['rows']:,} rows {kind}: {_cost(kind, counts)}")
     look = ledger.rendering
     if look and look.rows:
         merged = f", {look.merges} the same in other tokens ({look.first_merge})" if look.merges else ""
         found.append(f"the template's own text: {look.equal} of {look.rows} rows equal{merged}")
     return found
+
+
+def _cost(kind: str, counts: dict[str, int]) -> str:
+    """What cutting cost; a piece that begins inside a row keeps its first token and only loses the loss on it."""
+    tokens, learned = counts["tokens"], counts["loss_tokens"]
+    if kind == "split" and learned:
+        return f"{tokens:,} tokens lost, {learned:,} no longer with loss, as the first of a piece"
+    return f"{tokens:,} tokens lost, {learned:,} of them with loss" if tokens else "no token lost"
 
 
 def by_role(part: Part) -> dict[str, str]:
@@ -153,9 +160,12 @@ def stops(part: Part) -> str:
 def begins(part: Part) -> str:
     """Begin-of-text tokens, and answers that do not begin with plain text."""
     found = f"begin-of-text: {_listed(part.bos)}" if part.bos else "no begin-of-text"
-    what = "documents" if part.template == TEXT else "answers"
+    if sum(part.bos.values()) > part.rows:
+        found += " (this token also begins turns)"
+    if part.template == TEXT:
+        return found  # windows begin anywhere
     names = {"space": "white space", "special": "a special token"}
-    opened = "".join(f", {count:,} {what} begin with {names[kind]}" for kind, count in sorted(part.opened.items()))
+    opened = "".join(f", {count:,} answers begin with {names[kind]}" for kind, count in sorted(part.opened.items()))
     return found + opened
 
 

@@ -109,7 +109,7 @@ def read(data: DataConfig, found: Found) -> Iterator[Conversation]:
             if stops and behind > (LOOK_ON_STREAM if data.streaming else LOOK_ON):
                 raise ConfigError(_malformed(data, bad, found.bad_rows - len(bad), "at least "))
         if not good and not (stops and bad):
-            raise ConfigError(f"{part.name}: has no usable row ({found.rows - before} read, all malformed)")
+            raise ConfigError(f"{part.name}: has no usable row ({_why_none(found.rows - before)})")
     if stops and bad:
         raise ConfigError(_malformed(data, bad, found.bad_rows - len(bad)))
 
@@ -222,7 +222,12 @@ def _item(value: Any, form: str, part: _Part, place: str) -> tuple[str, Conversa
 def _malformed(data: DataConfig, bad: list[str], more: int, least: str = "") -> list[str]:
     name = data.path if isinstance(data.path, str) else "data.mix" if data.mix else "data.path"
     rest = [f"{name}: {least}{more} more rows are malformed"] if more > 0 else []
-    return [*bad, *rest, "data.on_bad_row=skip leaves such rows out and counts them"]
+    listed = [*bad, *rest]
+    return [*listed[:-1], f"{listed[-1]} (data.on_bad_row=skip leaves such rows out and counts them)"]
+
+
+def _why_none(read: int) -> str:
+    return f"{read} read, all malformed" if read else "it is empty"
 
 
 EMBEDDED: dict[str, tuple[str, Callable[[], list[Conversation]]]] = {

@@ -79,10 +79,10 @@ def _download(name: str, what: str, files: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
-            f"{what}={name}: neither a local folder nor to be had from the hub "
-            f"({type(error).__name__}: {_brief(error)}). Download it where there is a network "
+            f"{what}={name}: neither a local folder nor to be had from the hub. Download it where there is a network "
             f"(hf download {name}), give its folder as {what}=, measure memory and speed with "
-            "model.weights=random, or train the embedded model: model=smollm2_135m_q4"
+            "model.weights=random, or train the embedded model: model=smollm2_135m_q4. "
+            f"The hub said {type(error).__name__}: {_brief(error)}"
         ) from error
 
 
