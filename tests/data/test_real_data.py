@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from sweeptune.data.sources import Found, read
-from tests.data.helpers import data_config
+from tests.data.helpers import data_config, shared
 
-SHARED = Path(os.environ.get("SWEEPTUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared" / "data")
-SHARED = SHARED / "data" if (SHARED / "data").is_dir() else SHARED
 COUNTS = {
     "gsm8k/train.jsonl": ("qa", 7473, 2 * 7473),
     "crosswoz_chat/crosswoz_val_test_messages.jsonl": ("messages", 1000, None),
@@ -24,21 +19,14 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_row_of_a_real_dataset_is_read(name):
     found = Found()
-    items = list(read(data_config(_shared(name)), found))
+    items = list(read(data_config(shared(name)), found))
     form, rows, messages = COUNTS[name]
     assert (found.format, found.rows, found.bad_rows, len(items)) == (form, rows, 0, rows)
     assert messages in (None, sum(len(item.messages) for item in items))
 
 
 def test_a_real_book_is_read_to_the_last_byte():
-    items = list(read(data_config(_shared("tinyshakespeare/input.txt"), name="text"), Found()))
+    items = list(read(data_config(shared("tinyshakespeare/input.txt"), name="text"), Found()))
     text = "".join(item.messages[0].content for item in items)
     assert len(text.encode()) == 1_115_394 and text.startswith("First Citizen:")
     assert len(items) > 100
-
-
-def _shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"the real data {path} is not here; SWEEPTUNE_SHARED names the folder that holds it")
-    return path

@@ -7,11 +7,9 @@ group by group, and loops over heads.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -159,13 +157,3 @@ def rotation(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.T
         base *= (factor * length / trained - (factor - 1)) ** (width / (width - 2))
     angles = torch.arange(length)[:, None] / base ** (torch.arange(0, width, 2) / width)
     return angles.cos(), angles.sin()
-
-
-def shared_data(*parts: str) -> Path:
-    """A file of the real data; the test is skipped where it is not there."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared"
-    root = Path(os.environ.get("SWEEPTUNE_SHARED") or beside)
-    for folder in (root / "data", root):
-        if folder.joinpath(*parts).exists():
-            return folder.joinpath(*parts)
-    pytest.skip(f"real data is not here: {root / 'data' / Path(*parts)} (set SWEEPTUNE_SHARED to its folder)")

@@ -22,7 +22,8 @@ from sweeptune.models import internlm2_tokenizer as module
 from sweeptune.models import load_model, load_tokenizer
 from sweeptune.models.internlm2_tokenizer import SIZE, internlm2_tokenizer, make_portable, misread
 from sweeptune.models.tiny import tiny_tokenizer
-from tests.models.internlm2 import published_config, random_weights, shared_data, write
+from tests.data.helpers import shared
+from tests.models.internlm2 import published_config, random_weights, write
 
 CHAT = {
     "<|plugin|>": 92538,
@@ -46,7 +47,7 @@ def _own_cache(cache, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def model_file() -> Path:
-    return shared_data("internlm2", "tokenizer.model")
+    return shared("internlm2/tokenizer.model")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_a_larger_tokenizer_of_another_model_is_its_own(tmp_path, pieces):
 
 
 def test_every_reference_encoding_is_equal(tokenizer):
-    references = json.loads(shared_data("internlm2", "reference_encodings.json").read_text(encoding="utf-8"))
+    references = json.loads(shared("internlm2/reference_encodings.json").read_text(encoding="utf-8"))
     assert len(references["entries"]) >= 31
     for entry in references["entries"]:
         assert ids(tokenizer, entry["text"]) == entry["ids"], entry["text"]

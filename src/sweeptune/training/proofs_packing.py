@@ -104,10 +104,10 @@ def _nothing_moves(model: Any, batch: Batch, places: list[slice], autocast: Auto
     leaks = {number: size for number, size in enumerate(moved) if number and size != 0}
     if leaks:
         worst = max(leaks, key=lambda number: leaks[number])
-        raise ProofFailed(
-            f"model.attention={backend}: samples that share a row see each other. Other tokens in sample 1 of "
-            f"{len(places)} move the hidden states of {len(leaks)} later ones, those of sample {worst + 1} by up to "
-            f"{leaks[worst]:.3g} (must be exactly 0); use another model.attention or data.packing=none"
+        raise _leak(
+            backend,
+            f"Other tokens in sample 1 of {len(places)} move the hidden states of {len(leaks)} later ones, those of "
+            f"sample {worst + 1} by up to {leaks[worst]:.3g}",
         )
 
 
@@ -124,12 +124,18 @@ def _nothing_reaches(model: Any, batch: Batch, places: list[slice], autocast: Au
     leaks = {number: size for number, size in enumerate(sizes[:-1]) if size != 0}
     if leaks:
         worst = max(leaks, key=lambda number: leaks[number])
-        raise ProofFailed(
-            f"model.attention={backend}: samples that share a row see each other. The loss of the last of "
-            f"{len(places)} samples has a gradient at the input embeddings of {len(leaks)} others, up to "
-            f"{leaks[worst]:.3g} at sample {worst + 1} against {sizes[-1]:.3g} at its own (must be exactly 0); use "
-            "another model.attention or data.packing=none"
+        raise _leak(
+            backend,
+            f"The loss of the last of {len(places)} samples has a gradient at the input embeddings of {len(leaks)} "
+            f"others, up to {leaks[worst]:.3g} at sample {worst + 1} against {sizes[-1]:.3g} at its own",
         )
+
+
+def _leak(backend: str, seen: str) -> ProofFailed:
+    return ProofFailed(
+        f"model.attention={backend}: samples that share a row see each other. {seen} (must be exactly 0); use another "
+        "model.attention or data.packing=none"
+    )
 
 
 def _same_loss(
