@@ -303,13 +303,14 @@ def test_generation_stops_where_the_trained_template_ends_a_turn():
 # What it costs, and what it depends on --------------------------------------------------------------------------------
 
 
-def test_a_row_is_rendered_once_and_its_shape_a_few_times():
-    encoder = Encoder(tokenizer(), template_config(), "assistant")
-    list(encoder.encode(pairs(1)))
-    for_the_shape = encoder.renderer.calls
-    assert for_the_shape < 15
-    list(encoder.encode(pairs(500)))
-    assert encoder.renderer.calls == for_the_shape + 500
+def test_a_shape_is_rendered_a_few_times_and_a_row_once_unless_contents_are_proved_to_be_written_as_they_are():
+    for name, made, for_the_rows in (("chatml", tokenizer(), 0), ("llama3", tokenizer(*LLAMA3, bos="<s>"), 500)):
+        encoder = Encoder(made, template_config(name), "assistant")
+        list(encoder.encode(pairs(1)))
+        for_the_shape = encoder.renderer.calls
+        assert for_the_shape < 15
+        list(encoder.encode(pairs(500)))
+        assert encoder.renderer.calls == for_the_shape + for_the_rows
 
 
 def test_rows_cut_with_their_shape_and_rows_cut_alone_are_the_same(monkeypatch):

@@ -80,7 +80,6 @@ class Plan:
         learned: Numbers of the contents that bear loss.
         loss_bytes: UTF-8 bytes of the other text that bears loss.
         texts: The steps whose text is tokenized for every row.
-        located: Whether any of them is.
     """
 
     owners: tuple[Owner, ...]
@@ -89,7 +88,6 @@ class Plan:
     learned: tuple[int, ...]
     loss_bytes: int
     texts: tuple[Step, ...]
-    located: bool
 
     def whole(self, contents: Sequence[str]) -> str:
         """The text of the conversation."""
@@ -177,8 +175,7 @@ class Planner:
         flush()
         literals, learned, loss_bytes = self._texts(parts, mark)
         texts = tuple(step for step in steps if step.fragments)
-        located = any(step.located for step in texts)
-        return Plan(tuple(owners), tuple(_joined(steps)), literals, learned, loss_bytes, texts, located)
+        return Plan(tuple(owners), tuple(_joined(steps)), literals, learned, loss_bytes, texts)
 
     def _fragments(self, text: str, mark: str | None) -> Iterator[tuple[str | int, list[int] | bool]]:
         """Literals and slots; before each, whether the text is cut there, or the token at which it is."""
@@ -250,7 +247,8 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
         if joined and not step.fragments and not joined[-1].fragments:
             last = joined[-1]
             ends = [(owner, end + len(last.ids)) for owner, end in step.ends]
-            joined[-1] = Step(ids=last.ids + step.ids, ends=last.ends + ends)
+            # Of an owner, the last end is the one that counts.
+            joined[-1] = Step(ids=last.ids + step.ids, ends=list(dict(last.ends + ends).items()))
         else:
             joined.append(step)
     return joined

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.render import Special, special_pattern
 
-JOINED = 8_000  # characters; a batch still is many of these, for many cores
+JOINED = 2_000  # characters; measured: more is slower on a busy machine, and a batch still is many of these
 
 
 class Pieces:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data.conversation import Conversation, Message
+from sweeptune.data.verbatim import verbatim
 
 TRAINING_DAY = datetime(2024, 7, 26)
 """What "today" is for a template that asks (``strftime_now``): the same rows on every day, fresh or from the cache, so
@@ -42,7 +43,7 @@ class Special:
         texts = {text for text in [*(token.content for token in added), *tokenizer.all_special_tokens] if len(text) > 1}
         self.texts = frozenset(texts)
         self.pattern = special_pattern(texts)
-        self._beginnings = sorted({text[:2] for text in texts})
+        self._beginnings = sorted({text[: 1 if text[0] in "<[" else 2] for text in texts})
         self._any = re.compile("|".join(map(re.escape, sorted(texts))) or r"(?!)")
 
     def inside(self, text: str) -> bool:
@@ -87,6 +88,7 @@ class Renderer:
 
     Attributes:
         calls: How many texts have been rendered: what the encoder saves on.
+        verbatim: Whether contents of plain messages are proved to be written as they are, whatever they are.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, chat_template: str | None = None) -> None:
@@ -96,6 +98,7 @@ class Renderer:
         self.calls = 0
         self._tokens = dict(tokenizer.special_tokens_map)
         self._compiled = _compile(self.template, self._tokens)
+        self.verbatim = self._compiled is not None and verbatim(self.template)
 
     def text(
         self, messages: list[dict[str, Any]], prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None

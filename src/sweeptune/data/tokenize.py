@@ -5,15 +5,14 @@ mask's edge, and nothing is added that the template did not write: there is neve
 
 Conversations of one shape (the same roles in the same order) are cut once, with other contents in place of theirs.
 Each of them is then rendered once, as a whole: where its contents in the shape's markup give exactly that text, the
-shape's cuts are its own; where not (a template that trims, say), it is cut by itself, which is slower.
+shape's cuts are its own; where not (a template that trims, say), it is cut by itself, which is slower. Of a template
+that is proved to write contents as they are (`sweeptune.data.verbatim`), the first row of a shape speaks for all.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,9 +37,11 @@ VERSION = 2  # raised whenever other ids or masks come out than before, so that 
 BATCH = 1024
 BATCH_CHARACTERS = 4_000_000
 SHAPES = 2048
+Shape = tuple[tuple[str, ...], tuple[bool, ...]]
+"""Roles, and which messages bear loss."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chat:
     """A conversation on its way to token ids: its plan, and the contents that go into the plan's slots."""
 
@@ -72,8 +73,8 @@ class Chat:
                 self._share(step.fragments, step.ends, places, len(ids), ends)
             ids += tokens
             ends[step.ends[-1][0]] = len(ids)
-        loss_bytes = plan.loss_bytes + sum(len(self.contents[i].encode()) for i in plan.learned)
-        spans, mask = _spans(plan.owners, ends)
+        loss_bytes = plan.loss_bytes + sum([len(self.contents[i].encode()) for i in plan.learned])
+        spans, mask = _spans(plan.owners, ends, len(ids))
         if mask and mask[0]:
             mask[0] = False
             loss_bytes -= self._first_bytes(found)
@@ -100,14 +101,15 @@ class Chat:
         return len(self.special.without(text).encode())
 
 
-def _spans(owners: Sequence[Owner], ends: Sequence[int]) -> tuple[list[Span], list[bool]]:
+def _spans(owners: Sequence[Owner], ends: Sequence[int], size: int) -> tuple[list[Span], list[bool]]:
     spans: list[Span] = []
-    mask: list[bool] = []
+    mask = [False] * size
     begin = 0
     for owner, end in zip(owners, ends, strict=True):
         if end > begin:
             spans.append(Span(owner.role, owner.turn, begin, end, owner.learned, owner.stops))
-            mask += [owner.learned] * (end - begin)
+            if owner.learned:
+                mask[begin:end] = [True] * (end - begin)
             begin = end
     return spans, mask
 
@@ -124,18 +126,6 @@ def _shown(item: Conversation) -> str:
     """A row for an error message: where it stands and how its turns begin; its text is untrusted and may be long."""
     turns = ", ".join(f"{message.role} '{escape(message.content[:60])}'" for message in item.messages[:4])
     return f"{item.place or item.id}: {turns}" + (", ..." if len(item.messages) > 4 else "")
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Many lists and no cycles are made of a batch: looking for cycles meanwhile takes a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Encoder:
@@ -164,7 +154,8 @@ class Encoder:
         self.renderer = Renderer(tokenizer, template.name) if chats else None
         self._planner = Planner(self.pieces, self.special)
         self._losses: dict[tuple[tuple[str, bool | None], ...], tuple[bool, ...]] = {}
-        self._shapes: dict[tuple[tuple[str, ...], tuple[bool, ...]], Plan | None] = {}
+        self._shapes: dict[Shape, Plan | None] = {}
+        self._proved: set[Shape] = set()
 
     @cached_property
     def digest(self) -> str:
@@ -206,7 +197,8 @@ class Encoder:
         characters = 0
         for item in conversations:
             batch.append(item)
-            characters += sum([len(message.content) for message in item.messages])
+            for message in item.messages:
+                characters += len(message.content)
             if len(batch) == BATCH or characters > BATCH_CHARACTERS:
                 yield from self._encode(batch, window)
                 batch, characters = [], 0
@@ -216,20 +208,12 @@ class Encoder:
         """The turns of a conversation that are tokenized: up to the last answer, or the last that bears loss."""
         return item.messages[: len(self._learned(tuple([(m.role, m.loss) for m in item.messages])))]
 
-    def _encode(self, items: Sequence[Conversation], window: int | None) -> list[Encoded]:
-        """Tokenize a batch: every text in two calls; then the rows are put together again."""
-        with _no_collection():
-            return self._finish([self._ready(item, window) for item in items])
+    def _encode(self, items: Sequence[Conversation], window: int | None) -> Iterator[Encoded]:
+        """Tokenize a batch: every text in two calls; then the rows are put together again.
 
-    def _ready(self, item: Conversation, window: int | None) -> Chat | Document:
-        try:
-            return self._prepare(item, window)
-        except ConfigError as error:
-            if self.renderer is None and self.template.name != "none":
-                raise  # that there is no template is no fault of a row
-            raise ConfigError([f"{problem}. The row: {_shown(item)}" for problem in error.problems]) from error
-
-    def _finish(self, batch: Sequence[Chat | Document]) -> list[Encoded]:
+        One by one, so that the memory of a row that has been used is there for the next: that is measurably quicker.
+        """
+        batch = [self._ready(item, window) for item in items]
         jobs = [job.requests() for job in batch]
         wanted: dict[bool, list[str]] = {False: [], True: []}
         openings: dict[bool, list[bool]] = {False: [], True: []}
@@ -239,10 +223,16 @@ class Encoder:
                 openings[located].append(opening)
         plain = iter(self.pieces.ids(wanted[False], openings[False]))
         placed = iter(self.pieces.located(wanted[True], openings[True]))
-        rows: list[Encoded] = []
         for job, requests in zip(batch, jobs, strict=True):
-            rows += job.finish([next(placed) if located else (next(plain), []) for _, located, _ in requests])
-        return rows
+            yield from job.finish([next(placed) if located else (next(plain), []) for _, located, _ in requests])
+
+    def _ready(self, item: Conversation, window: int | None) -> Chat | Document:
+        try:
+            return self._prepare(item, window)
+        except ConfigError as error:
+            if self.renderer is None and self.template.name != "none":
+                raise  # that there is no template is no fault of a row
+            raise ConfigError([f"{problem}. The row: {_shown(item)}" for problem in error.problems]) from error
 
     def _prepare(self, item: Conversation, window: int | None) -> Chat | Document:
         if item.messages[0].role == TEXT:
@@ -258,27 +248,37 @@ class Encoder:
             return self._joined(item, messages, learned)
         if self.renderer is None:
             raise no_template(self.tokenizer, self.template.name)
-        ordinary, contents, written = not item.tools, [], []
+        ordinary, contents = not item.tools, []
         for message in messages:
             ordinary = ordinary and not message.extra and not self.special.inside(message.content)
             contents.append(message.content)
-            written.append({"role": message.role, "content": message.content})
         if ordinary:
-            plan = self._shape(tuple([m.role for m in messages]), learned)
-            if plan is not None and plan.whole(contents) == self.renderer.text(written, False):
+            shape = (tuple([m.role for m in messages]), learned)
+            plan = self._shape(*shape)
+            if plan is not None and (shape in self._proved or self._agrees(plan, shape, contents)):
                 return Chat(item, plan, contents, self.special)
         return self._alone(item, messages, learned)
 
+    def _agrees(self, plan: Plan, shape: Shape, contents: Sequence[str]) -> bool:
+        """Whether contents in the shape's markup are what the template writes; once is enough where that is proved."""
+        assert self.renderer is not None
+        written = [{"role": role, "content": content} for role, content in zip(shape[0], contents, strict=True)]
+        same = plan.whole(contents) == self.renderer.text(written, False)
+        if same and self.renderer.verbatim:
+            self._proved.add(shape)
+        return same
+
     def _learned(self, turns: tuple[tuple[str, bool | None], ...]) -> tuple[bool, ...]:
         """Whether each message bears loss: as the row says, else as ``loss_on`` does; up to the last that matters."""
-        if turns not in self._losses:
+        known = self._losses.get(turns)
+        if known is None:
             answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
             chosen = {"assistant": answers, "last": answers[-1:], "all": range(len(turns))}[self.loss_on]
             learned = tuple(i in chosen if loss is None else loss for i, (_, loss) in enumerate(turns))
             count = max([i + 1 for i, loss in enumerate(learned) if loss] + [i + 1 for i in answers], default=0)
             self._losses = self._losses if len(self._losses) < SHAPES else {}
-            self._losses[turns] = learned[:count]
-        return self._losses[turns]
+            known = self._losses[turns] = learned[:count]
+        return known
 
     @cached_property
     def _cutter(self) -> Cutter:
