@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from sweeptune.config.check import check, check_overrides
+from sweeptune.config.compose import compose
+from sweeptune.config.study_rules import FIGURES
+from sweeptune.tracking.record import PARTS
 
 SINGLE = [
     # Names.
@@ -302,7 +305,15 @@ def test_resume_takes_no_other_setting(tmp_path: Path) -> None:
         ("optim.lr=1e-3,fast", "optim.lr=fast (in optim.lr=1e-3,fast): must be a number above 0"),
         ("seed=range(-1,2)", "seed=-1 (in seed=range(-1,2)): must be a whole number"),
         ("method.rnak=4,8", "Did you mean method.rank=4,8?"),
-        ("optim.lr=interval(0,1)", "List them"),
+        ("optim.lr=interval(0,1)", "optim.lr=0.0 (in optim.lr=interval(0,1)): must be a number above 0"),
+        ("optim.lr=tag(log,interval(0,1))", "log from 0.0: a logarithm needs a lower end above 0"),
+        ("method.rank=interval(4,8)", "method.rank is a whole number. Write method.rank=int(interval(4,8))"),
+        ("method.rank=range(4,4)", "is an empty range"),
+        ("study.margin=0,1", "study.margin cannot be swept"),
+        ("space=none,method_tradeoff", "space cannot be swept"),
+        ("experiment=demo,demo", "experiment cannot be swept"),
+        ("hydra.job.num=1,2", "hydra.job.num cannot be swept"),
+        ("resume=a,b", "resume cannot be swept"),
         ("data.max_length=glob(*)", "glob works for groups only"),
         ("train.tokens_per_step=100,4096", "train.tokens_per_step=100 is smaller than the longest row"),
     ],
@@ -312,10 +323,15 @@ def test_every_element_of_a_sweep_is_checked(override: str, says: str) -> None:
     assert len(problems) == 1 and says in problems[0]
 
 
-def test_a_sweep_over_methods_checks_keys_against_each_of_them() -> None:
-    problems = check(["method=full,lora,qlora", "method.rank=4,8"], multirun=True)
-    assert len(problems) == 1 and "method=full has no rank" in problems[0]
-    assert "method=lora,qlora method.rank=4,8" in problems[0]
+def test_a_swept_key_is_for_the_methods_that_have_it_and_a_fixed_one_for_all() -> None:
+    assert check(["method=full,lora,qlora", "method.rank=4,8"], multirun=True) == []
+    fixed = check(["method=full,lora,qlora", "method.rank=4"], multirun=True)
+    assert len(fixed) == 1 and "method=full has no rank" in fixed[0] and "method=lora,qlora method.rank=4" in fixed[0]
+    for none in (["method=full", "method.rank=4,8"], ["method=full", "method.rank=range(4,9)"]):
+        problems = check(none, multirun=True)
+        assert len(problems) == 1 and "method=full has no rank" in problems[0]
+    wrong = check(["method=full,lora", "method.rank=4,0"], multirun=True)
+    assert len(wrong) == 1 and "method.rank=0 (in method.rank=4,0): must be a whole number" in wrong[0]
 
 
 def test_every_combination_of_a_sweep_is_validated() -> None:
@@ -327,3 +343,127 @@ def test_every_combination_of_a_sweep_is_validated() -> None:
 def test_a_good_sweep_is_let_through() -> None:
     assert check(["method=full,lora,qlora", "seed=range(0,3)", "optim.lr=1e-3,1e-4"], multirun=True) == []
     assert check(["method=glob(*lora*)", "method.rank=4,8"], multirun=True) == []
+
+
+def test_one_wrong_method_of_a_sweep_does_not_hide_the_other_problems() -> None:
+    problems = check(["method=full,lorra", "method.rank=4,8", "optim.lr=1e-3,fast"], multirun=True)
+    assert [problem.partition(" ")[0] for problem in problems] == ["method=lorra", "optim.lr=fast"]
+
+
+def test_both_ends_of_a_range_meet_the_rules() -> None:
+    space = ["train.tokens_per_step=range(300,2049)", "data.max_length=int(interval(256,512))"]
+    problems = check([*space, "study.trials=8"], multirun=True)
+    assert len(problems) == 1 and "train.tokens_per_step=300" in problems[0] and "data.max_length=512" in problems[0]
+
+
+def test_values_of_a_large_space_are_all_tried() -> None:
+    steps = ",".join(str(512 + at) for at in range(300))
+    argv = [f"train.tokens_per_step={steps},100", "optim.lr=interval(1e-4,1e-3)", "study.trials=8"]
+    problems = check(argv, multirun=True)
+    assert len(problems) == 1 and problems[0].startswith("train.tokens_per_step=100 is smaller")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.max_steps=${nothing},3", "cannot be resolved"),
+        ("data.max_length=${train.tokens_per_step},4096", "data.max_length=4096"),
+        ("train.tokens_per_step=${data.max_length},100", "train.tokens_per_step=100 is smaller"),
+        ("method.recommended_lr=1e-3,1e-4", None),
+        ("model.architecture.hidden_size=32,64", None),
+        ("data.mix=[{path: a.jsonl}],null", "data.mix: data=pydocs reads"),
+        ("model.architecture={hidden_size: 32},null", None),
+    ],
+)
+def test_values_that_other_settings_lean_on(override: str, says: str | None) -> None:
+    problems = check([override], multirun=True)
+    assert [says for problem in problems if says and says in problem] == ([says] if says else []), problems
+    assert len(problems) == (says is not None)
+
+
+def test_the_shipped_space() -> None:
+    assert check(["space=method_tradeoff"], multirun=True) == []
+    assert check(["space=method_tradeoff", "method=lora,qlora", "method.rank=4"], multirun=True) == []
+    assert check(["space=method_tradeoff", "method.rank=4"], multirun=True) == []
+    single = check(["space=method_tradeoff"], multirun=False)
+    assert len(single) == 1 and "Add --multirun" in single[0]
+
+
+def space(parameters: str) -> list[str]:
+    return [f"space.parameters={parameters}", "study.trials=4"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ("{method:[full,lorra]}", "space=none: method=lorra (in method=choice(full,lorra)): no such method"),
+        ("{method.rnak:[4,8]}", "space=none: method.rnak=choice(4,8): no such setting. Did you mean method.rank"),
+        ("{method:[full,lora],method.rank:{full:[4]}}", "method=full has no rank"),
+        ("{method.rank:{when:{method:[lora,full]},choice:[4,8]},method:[full,lora]}", "method=full has no rank"),
+        ("{optim.lr:{lora:[fast]}}", "optim.lr=fast (in optim.lr=choice(fast)): must be a number"),
+        ("{optim.lr:{interval:[-1,1]}}", "optim.lr=-1.0 (in optim.lr=interval(-1.0,1.0)): must be a number above 0"),
+        ("{method.rank:{range:[0,4]}}", "method.rank=0 (in method.rank=range(0,5)): must be a whole number"),
+        ("{data.packing:[pakc]}", "Did you mean data.packing=pack?"),
+        ("{study.margin:[0.1,0.2]}", "study.margin cannot be swept"),
+        ("{resume:[a,b]}", "resume cannot be swept"),
+        ("{seed:{when:{methd:[lora]},choice:[0,1]}}", "when methd is lora: no such setting. Did you mean method?"),
+        ("{train.tokens_per_step:[100,4096]}", "train.tokens_per_step=100 is smaller than the longest row"),
+    ],
+)
+def test_every_parameter_of_a_space_is_checked(parameters: str, says: str) -> None:
+    problems = check(space(parameters), multirun=True)
+    assert len(problems) == 1 and says in problems[0]
+
+
+def test_mistakes_of_a_space_and_of_the_command_come_together() -> None:
+    problems = check([*space("{method.rnak:[4],optim.lr:{lora:[fast]}}"), "train.epochs=soon"], multirun=True)
+    assert [problem.split(":")[0] for problem in problems] == ["train.epochs=soon", "space=none", "space=none"]
+
+
+SEARCHES = [
+    (["optim.lr=interval(1e-4,1e-3)"], "optim.lr has no end of values: the search would never end"),
+    (["optim.lr=1e-4,1e-3", "study.sampler=tpe"], "for example study.trials=30"),
+    (["optim.lr=interval(1e-4,1e-3)", "study.sampler=grid"], "study.sampler=grid: an interval has no end of values"),
+    (["seed=0,1", "study.trials=2"], "seed is swept with study.sampler=tpe"),
+    (["seed=0,1", "study.sampler=random", "study.trials=2"], "study.replicates=3"),
+    (["study.objectives=[eval_los]"], "no record has eval_los. Did you mean eval_loss?"),
+    (["study.objectives=[loss]"], "Did you mean eval.loss?"),
+    (["study.objectives=[eval.tokens_per_s]"], "Did you mean tokens_per_s?"),
+    (["study.objectives=[test.loss]"], "test.loss is for the verdict, and a search that looked at it would spoil it"),
+    (["study.objectives=[eval_loss,eval_loss]"], "eval_loss stands there twice"),
+    (["study.constraints={peak_memory: 8}"], "study.constraints.peak_memory=8.0: no record has peak_memory"),
+    (["study.constraints.peak_memory_gib=much"], "study.constraints.peak_memory_gib=much: must be a number"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), SEARCHES, ids=[" ".join(overrides) for overrides, _ in SEARCHES])
+def test_what_no_search_can_do(overrides: list[str], says: str) -> None:
+    problems = check(overrides, multirun=True)
+    assert len(problems) == 1 and says in problems[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["study.constraints={peak_memory_gib: 8, memory.phases.eval.reserved_gib: 4}"],
+        ["study.constraints.peak_memory_gib=8"],
+        ["+study.constraints.tokens_per_s=100"],
+        ["study.objectives=[eval.bits_per_byte,speed.mfu,params.trainable]"],
+        ["seed=0,1,2"],
+        ["method=full,lora", "seed=0,1,2", "study.sampler=grid", "study.trials=4"],
+        ["optim.lr=tag(log,interval(1e-5,1e-3))", "study.trials=4", "study.sampler=nsga2"],
+    ],
+    ids=" ".join,
+)
+def test_searches_that_are_let_through(overrides: list[str]) -> None:
+    assert check(overrides, multirun=True) == []
+
+
+def test_constraints_are_given_like_any_setting() -> None:
+    for text in ("study.constraints={peak_memory_gib: 8}", "study.constraints.peak_memory_gib=8"):
+        assert compose([text]).study.constraints == {"peak_memory_gib": 8.0}
+
+
+def test_figures_are_those_of_the_record() -> None:
+    for part, names in FIGURES.items():
+        assert set(names) <= set(PARTS[part])

@@ -57,7 +57,11 @@ def field_type(key: str, method: str) -> Any | None:
     """The annotation of a dotted key such as ``optim.lr`` or ``seed``, or None when there is no such setting."""
     section, _, field = key.partition(".")
     if section in sections():
-        return fields_in(section, method).get(field)
+        fields = fields_in(section, method)
+        mapping = fields.get(field.partition(".")[0])
+        if "." in field and get_origin(mapping) is dict:
+            return get_args(mapping)[1]  # its keys are free: study.constraints.peak_memory_gib
+        return fields.get(field)
     return fields_of(schema.Config).get(key)
 
 
@@ -100,6 +104,11 @@ def describe(annotation: Any) -> str:
 def literals(annotation: Any) -> list[str]:
     """The names a field allows, when it allows a fixed set of them."""
     return list(get_args(annotation)) if get_origin(annotation) is Literal else []
+
+
+def bare(annotation: Any) -> Any:
+    """The type without its bounds: ``int`` for a whole number of at least 1."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def takes(annotation: Any, kind: type) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sweeptune.config.data_rules import data_format, data_source, hub_only
 from sweeptune.config.schema import Config
+from sweeptune.config.study_rules import study_figures
 
 FLASH_PACKAGES = {
     "flash_attention_2": "flash-attn",
@@ -238,4 +239,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _gpus,
     _model,
     _resume,
+    study_figures,
 )

@@ -8,7 +8,7 @@ Constraints are declared in the annotations and enforced by pydantic, so a bound
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -217,19 +217,72 @@ class TrackerConfig:
     name: Literal["none"]
 
 
+Fractions = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """A study is a folder of runs that are compared."""
+    """A study: a folder of runs that are compared (group ``study``). The defaults are those of conf/study/default.yaml,
+    so that run folders of earlier versions can still be read."""
 
     __pydantic_config__ = STRICT_KEYS
 
-    name: str | None
-    """Folder under ``multirun/``; by default the experiment, else the swept keys."""
+    name: str | None = None
+    """Folder under ``multirun/``; by default the experiment, else the space, else the swept keys."""
+    trials: Positive | None = None
+    """How many trials there are in all, baselines included; null is the whole grid."""
+    objectives: Annotated[list[str], Field(min_length=1, max_length=3)] = field(
+        default_factory=lambda: ["eval_loss", "peak_memory_gib"]
+    )
+    """What the search improves: eval_loss, peak_memory_gib, tokens_per_s, or a field of the record (``eval.loss``).
+    Speeds grow better, all else falls."""
+    constraints: dict[str, float] = field(default_factory=dict)
+    """Limits that a configuration must keep, such as ``{peak_memory_gib: 8}``; of speeds the least that is allowed."""
+    sampler: Literal["auto", "tpe", "nsga2", "random", "grid"] = "auto"
+    """What proposes the next trial; ``auto``: the grid where only lists are swept and trials is null, else tpe."""
+    baselines: bool = False
+    """Run each method at its recommended settings first."""
+    allocate: Literal["equal", "joint"] = "equal"
+    """``equal``: each method gets the same training tokens; ``joint``: the sampler chooses the method, too."""
+    replicates: Positive = 1
+    """Seeds of a trial; its value is their mean."""
+    confirm_seeds: NonNegative = 0
+    """Seeds, not used in the search, that each method's best configuration is trained with for the verdict."""
+    margin: NonNegativeFloat = 0.01
+    """Differences in loss inside +- this many nats a token count as none."""
+    prune: bool = False
+    """Stop trials that are clearly behind others of their method at the same tokens."""
+    rungs: Fractions = field(default_factory=lambda: [0.25, 0.5])
+    """Shares of a trial's tokens at which it is evaluated and may be pruned."""
+    probe_steps: NonNegative = 20
+    """Steps of the probe that measures memory and speed of each kind of configuration; 0: no probes."""
+    max_failures: Positive = 5
+    """The study ends when so many trials have failed and none has completed."""
+    trial_timeout_s: PositiveFloat | None = None
+    """Wall time after which a run of a trial is ended as ``timeout``."""
+    trials_per_gpu: Positive = 1
+    """Trials that share a GPU while only their loss matters; memory and speed are measured alone."""
+    keep_weights: Literal["best", "all"] = "best"
+    """Whose weights stay on disk: each method's best trial's, or all."""
+    storage: str | None = None
+    """An Optuna storage URL (``sqlite:///study.db``); null is ``study.journal`` in the study's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """What a search may change (group ``space``); `sweeptune.study.space` reads the parameters."""
+
+    __pydantic_config__ = STRICT_KEYS
+
+    name: str = "none"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Setting -> values, range, or one of these for each method, with an optional condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, and in which portions."""
+    """How long, and in which portions. Defaults are those of conf/train.yaml, for run folders that were written before
+    the setting was there."""
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -242,6 +295,8 @@ class TrainConfig:
     """Passes over the training rows. Of the three limits that are set, the first one reached ends the run."""
     eval_every: NonNegative
     """Evaluate after every n steps; 0 only before the first and after the last step."""
+    eval_at: Fractions = field(default_factory=list)
+    """Also evaluate after the first step that reaches each of these shares of the run's tokens: a study's rungs."""
     checkpoint_every: NonNegative
     """Write a checkpoint after every n steps; 0 only at the end and when interrupted."""
     keep_checkpoints: Positive
@@ -252,7 +307,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How the loss is judged."""
+    """How the loss is judged. Defaults are those of conf/train.yaml, as in `TrainConfig`."""
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -260,8 +315,13 @@ class EvalConfig:
     """Rows per forward pass; changes speed and memory only, never the loss."""
     max_samples: Positive | None
     """The first n held-out rows by hash; null is all of them."""
+    longest: Positive | None = None
+    """Of these only the batches with the n longest: what a short run needs to see the peak of evaluation. Its losses
+    compare with those of such runs alone."""
     test: bool
     """Also evaluate the trained model on the test split."""
+    merged: bool = False
+    """Under qlora, judge the trained model also merged into bf16, and quantised again after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +337,8 @@ class Config:
     hardware: HardwareConfig
     optim: OptimConfig
     tracker: TrackerConfig
-    study: StudyConfig
+    study: StudyConfig = field(default_factory=StudyConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
     train: TrainConfig
     eval: EvalConfig
     seed: NonNegative

@@ -75,16 +75,28 @@ def needs_multirun(override: Override, *, a_list: bool) -> str:
     )
 
 
-def interval(override: Override) -> str:
-    """A continuous range, of which there are infinitely many points."""
+def never_swept(override: Override) -> str:
+    """A sweep over what a study has one of."""
     key = override.key_or_group
-    return f"{override.input_line}: an interval has no end of values. List them: {key}=<a>,<b>,<c> or range(0,5)"
+    what = "a study has one" if key.partition(".")[0] in ("study", "space") else "it decides about the whole command"
+    return f"{override.input_line}: {key} cannot be swept, because {what}. Give one value: {key}=<value>"
 
 
-def empty_sweep(override: Override, options: Sequence[str]) -> str:
-    """A sweep over nothing, such as a glob that matches no option."""
+def space_needs_multirun(override: Override) -> str:
+    """A search space for a single run."""
+    return f"{override.input_line}: a space is searched by several runs. Add --multirun to make them, or leave it out"
+
+
+def whole_interval(override: Override) -> str:
+    """An interval of a whole number."""
+    key, value = override.get_key_element(), _raw_value(override)
+    return f"{override.input_line}: {override.key_or_group} is a whole number. Write {key}=int({value})"
+
+
+def empty_sweep(key: str, options: Sequence[str]) -> str:
+    """A sweep over nothing, such as a glob that matches no option; without the override in front."""
     allowed = f" Allowed: {', '.join(options)}." if options else " glob works for groups only."
-    return f"{override.input_line}: stands for no value at all.{allowed} List them: {override.key_or_group}=<a>,<b>"
+    return f"stands for no value at all.{allowed} List them: {key}=<a>,<b>"
 
 
 def whole_section(override: Override) -> str:

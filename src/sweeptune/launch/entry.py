@@ -18,10 +18,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sweeptune.config.check import check, swept_keys
-from sweeptune.config.compose import conf_dir, load, to_config
+from sweeptune.config.check import check
+from sweeptune.config.compose import conf_dir, load, to_config, with_free_keys
 from sweeptune.config.errors import ConfigError
+from sweeptune.config.read_space import default_name
 from sweeptune.config.schema import Config
+from sweeptune.config.space import as_override
 from sweeptune.launch.spawn import spawn
 from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
@@ -35,7 +37,8 @@ class Outcome:
     """What this command left; Hydra hands nothing back to whoever calls it."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    study: Path | None = None
+    study: Any = None
+    """Of a sweep: `sweeptune.study.command.Ended`."""
 
 
 OUTCOME = Outcome()
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
     """Run the command line; return its exit status.
 
     0: every run completed. 1: a run failed, its record says why. 2: a setting is wrong and nothing was started.
-    130: interrupted.
+    130: interrupted. Of a search, whose failed trials are part of its answer, 0 is that a trial completed.
 
     Args:
         argv: Overrides and Hydra's own flags; the process's by default.
@@ -74,10 +77,21 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
     except (HydraException, OmegaConfBaseException) as error:
         print(ConfigError(str(error)), file=sys.stderr)
         return 2
-    if OUTCOME.study is not None and show is not None:
-        show(OUTCOME.study)
-    codes = [EXIT_CODES.get(record["status"], 1) for record in OUTCOME.records]
-    return max(codes, default=0)
+    if OUTCOME.study is None:
+        return max([EXIT_CODES.get(record["status"], 1) for record in OUTCOME.records], default=0)
+    if show is not None and OUTCOME.study.lines:
+        show(OUTCOME.study.folder)
+    return study_status(OUTCOME.study)
+
+
+def study_status(study: Any) -> int:
+    """The exit status of a study that has ended."""
+    statuses = [line["status"] for line in study.lines]
+    if study.interrupted:
+        return EXIT_CODES["interrupted"]
+    if study.search:
+        return 0 if "completed" in statuses else 1
+    return max([EXIT_CODES.get(status, 1) for status in statuses if status != "pruned"], default=0)
 
 
 def continue_run(folder: Path) -> None:
@@ -95,7 +109,7 @@ def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
 
 
 def compose_and_run(arguments: list[str]) -> None:
-    """Let Hydra compose: it calls `task` for one run and the launcher plugin for a sweep."""
+    """Let Hydra compose: it calls `task` for one run and the sweeper plugin for a study."""
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")  # type: ignore[untyped-decorator]
     def task(composed: DictConfig) -> None:
@@ -107,7 +121,7 @@ def compose_and_run(arguments: list[str]) -> None:
     # Otherwise Hydra prints what is raised inside it and exits; here it is caught, like every other error, in main.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before = sys.argv
-    sys.argv = ["train.py", *arguments]
+    sys.argv = ["train.py", *with_free_keys(arguments)]
     try:
         task()
     finally:
@@ -134,13 +148,8 @@ def study_overrides(overrides: Sequence[str]) -> list[str]:
     """What a sweep sets unless the user does: a name, and that compared runs never change their micro-batch."""
     given = {override.partition("=")[0] for override in overrides}
     added = []
-    if not given & {"study.name", "experiment"}:
-        added.append(f"study.name={slug(overrides)}")
+    if "study.name" not in given:
+        added.append(as_override("study.name", default_name(overrides)))
     if "hardware.on_oom" not in given:
         added.append("hardware.on_oom=stop")
     return added
-
-
-def slug(overrides: Sequence[str]) -> str:
-    """Name a study after the keys that it sweeps: ``method=full,lora optim.lr=1e-4,1e-3`` is ``method-lr``."""
-    return "-".join(key.rsplit(".", 1)[-1] for key in swept_keys(overrides)) or "sweep"

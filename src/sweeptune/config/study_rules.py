@@ -1,0 +1,100 @@
+"""Rules of a study: what it may improve and limit, and which sampler can search which space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.config.space import Space
+from sweeptune.config.words import nearest
+
+SHORT_NAMES = ("eval_loss", "peak_memory_gib", "tokens_per_s")
+"""The figures that methods are compared by; all others are dotted fields of the record."""
+FIGURES = {
+    "eval": ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte", "loss_tokens", "samples"),
+    "memory": (
+        "peak_memory_gib",
+        "peak_allocated_gib",
+        "peak_reserved_gib",
+        "paged_gib",
+        "device_gib",
+        "host_peak_gib",
+    ),
+    "speed": (
+        "tokens_per_s",
+        "loss_tokens_per_s",
+        "step_ms",
+        "flops_per_token",
+        "mfu",
+        "matmul_efficiency",
+        "excluded_s",
+    ),
+    "train": ("steps", "tokens", "loss_tokens", "final_loss", "seconds"),
+    "params": ("total", "trainable"),
+}
+"""The numbers of a record (DESIGN section 5); ``test`` is for verdicts, never for a search."""
+OPEN = ("eval.tasks.", "memory.phases.")
+"""Parts of the record whose names a run decides."""
+
+
+def study_figures(config: Config) -> Iterator[str]:
+    """Objectives and constraints that no record has."""
+    study = config.study
+    for name in study.objectives:
+        if trouble := _figure_trouble(name):
+            yield f"study.objectives=[{', '.join(study.objectives)}]: {trouble}"
+    for name in study.constraints:
+        if trouble := _figure_trouble(name):
+            yield f"study.constraints.{name}={study.constraints[name]}: {trouble}"
+    twice = [name for at, name in enumerate(study.objectives) if name in study.objectives[:at]]
+    if twice:
+        yield f"study.objectives=[{', '.join(study.objectives)}]: {twice[0]} stands there twice. Take one out"
+
+
+def chosen_sampler(space: Space, study: StudyConfig) -> str:
+    """The sampler by name: ``auto`` is the grid where it can be listed and ``trials`` is null, else TPE."""
+    if study.sampler != "auto":
+        return study.sampler
+    return "grid" if space.finite and study.trials is None else "tpe"
+
+
+def search_problems(space: Space, study: StudyConfig) -> list[str]:
+    """What the sampler cannot do with the space.
+
+    Args:
+        space: Its parameters, as read.
+        study: The settings of the study.
+    """
+    sampler, problems = chosen_sampler(space, study), []
+    if sampler == "grid" and not space.finite:
+        endless = ", ".join(space.endless)
+        problems.append(
+            f"study.sampler=grid: an interval has no end of values ({endless}), so there is no grid of them. "
+            "List the values (a,b,c), or use study.sampler=tpe study.trials=<n>"
+        )
+    elif sampler != "grid" and study.trials is None:
+        why = f", and {', '.join(space.endless)} has no end of values" if space.endless else ""
+        problems.append(
+            f"study.trials=null with study.sampler={sampler}{why}: the search would never end. Say how many trials "
+            "there shall be, for example study.trials=30"
+        )
+    if sampler != "grid" and "seed" in space.swept:
+        problems.append(
+            f"seed is swept with study.sampler={sampler}: a sampler would look for lucky seeds. Train every "
+            "configuration with several seeds, whose mean counts: study.replicates=3; only a grid may sweep the seed"
+        )
+    return problems
+
+
+def _figure_trouble(name: str) -> str | None:
+    part, _, figure = name.partition(".")
+    if name in SHORT_NAMES or figure in FIGURES.get(part, ()) or name.startswith(OPEN):
+        return None
+    if part == "test":
+        return f"{name} is for the verdict, and a search that looked at it would spoil it. Use eval{name[4:]}"
+    known = [*SHORT_NAMES, *(f"{section}.{item}" for section, items in FIGURES.items() for item in items)]
+    # The right figure under the wrong part, or under none: loss, eval.tokens_per_s.
+    same = [item for item in known if item.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = same[0] if same else nearest(name, known)
+    fix = f"Did you mean {near}?" if near else f"Allowed: {', '.join(SHORT_NAMES)}, or a field such as eval.perplexity"
+    return f"no record has {name}. {fix}"
