@@ -1,0 +1,179 @@
+"""Predicted peak memory, and what measured runs teach about the prediction. Nothing here needs torch.
+
+A prediction is wrong by a factor, which runs share: all of them a little, runs of one method or one form of gradient
+checkpointing more. The logarithm of measured over predicted is taken for a Gaussian process over these groups, with a
+scale that is learned too, so that its prediction is a t-distribution (Shah et al. 2014, arXiv 1402.4306).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.tracking.files import write_text
+
+COMMON, METHOD, CHECKPOINTING, SINGLE = 0.05, 0.03, 0.02, 0.025
+"""Standard deviations of the error's parts, as factors: what all runs share, a method's, checkpointing's, a run's own.
+Chosen, not measured, and on the wide side: a run that was promised to fit and does not costs most."""
+DEGREES = 6.0
+"""How sure these are: as if so many earlier runs had shown them."""
+CONFIDENCE = 0.95
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted peak, in GiB, without the CUDA context.
+
+    Attributes:
+        peak_memory_gib: What result.json will call so: reserved by the allocator, plus pages of a paged optimiser.
+        allocated_gib: Of it, what tensors fill at the peak.
+        phase: Where the peak is: steady or eval.
+        phases: The peak of each phase.
+        parts: What fills it: weights, quantized, adapters, gradients, optimizer, casts (weights in the compute
+            precision), activations, logits, temporary, workspace, and what the allocator holds beyond that (cache).
+        paged_gib: Optimiser state in managed memory.
+        method: The method's name.
+        checkpointing: Whether activations are recomputed.
+        details: Micro-batch, longest row, positions with logits, attention back-end.
+    """
+
+    peak_memory_gib: float
+    allocated_gib: float
+    phase: str
+    phases: dict[str, float]
+    parts: dict[str, float]
+    paged_gib: float
+    method: str
+    checkpointing: bool
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured run."""
+
+    method: str
+    checkpointing: bool
+    predicted_gib: float
+    measured_gib: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What measured runs teach; without any, the bound is a wide one.
+
+    Example:
+        >>> calibration = calibrate([(estimate, 5.1)])
+        >>> calibration.center(other), calibration.upper(other)
+        (5.0, 5.3)
+    """
+
+    points: tuple[Point, ...] = ()
+
+    def center(self, estimate: Estimate) -> float:
+        """The corrected prediction, in GiB."""
+        return estimate.peak_memory_gib * math.exp(self._error(estimate)[0])
+
+    def upper(self, estimate: Estimate) -> float:
+        """What a run stays below with 95 % probability, in GiB."""
+        from scipy.stats import t
+
+        mean, scale, degrees = self._error(estimate)
+        return estimate.peak_memory_gib * math.exp(mean + float(t.ppf(CONFIDENCE, degrees)) * scale)
+
+    def _error(self, estimate: Estimate) -> tuple[float, float, float]:
+        """Mean, scale and degrees of freedom of the logarithm of measured over predicted."""
+        kinds = [(point.method, point.checkpointing) for point in self.points]
+        new = (estimate.method, estimate.checkpointing)
+        prior = COMMON**2 + METHOD**2 + CHECKPOINTING**2 + SINGLE**2
+        if not kinds:
+            return 0.0, math.sqrt(prior), DEGREES
+        seen = np.log([point.measured_gib / point.predicted_gib for point in self.points])
+        among = _covariance(kinds, kinds) + SINGLE**2 * np.eye(len(kinds))
+        with_new = _covariance([new], kinds)[0]
+        weights = np.linalg.solve(among, np.stack([with_new, seen], axis=1))
+        variance = prior - with_new @ weights[:, 0]
+        surprise = (DEGREES + seen @ weights[:, 1]) / (DEGREES + len(kinds))
+        return float(with_new @ weights[:, 1]), math.sqrt(float(variance * surprise)), DEGREES + len(kinds)
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON, atomically."""
+        write_text(file, json.dumps({"schema": SCHEMA, "points": [asdict(point) for point in self.points]}, indent=1))
+
+
+def lines(estimate: Estimate, calibration: Calibration | None = None) -> list[str]:
+    """An estimate for people."""
+    known = calibration or Calibration()
+    shape = estimate.details
+    text = [
+        f"peak memory {known.center(estimate):.2f} GiB on a CUDA GPU, in the phase {estimate.phase}; "
+        f"with 95 % probability below {known.upper(estimate):.2f} GiB (beside the CUDA context)",
+        f"largest micro-batch: {shape['rows']} rows of {shape['length']} tokens, logits at {shape['positions']} "
+        f"positions; attention {shape['attention']}",
+    ]
+    parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
+    text += [f"  {name:12s} {size:8.2f} GiB" for name, size in parts if size >= 0.005]
+    if estimate.paged_gib:
+        text.append(f"  {'paged states':12s} {estimate.paged_gib:8.2f} GiB, in managed memory")
+    if estimate.parts["cache"] > 0.2 * estimate.peak_memory_gib:
+        text.append("cache: micro-batches of many sizes leave holes that are reserved and not used")
+    return text
+
+
+def _covariance(left: list[tuple[str, bool]], right: list[tuple[str, bool]]) -> Any:
+    return np.array(
+        [[COMMON**2 + METHOD**2 * (a[0] == b[0]) + CHECKPOINTING**2 * (a[1] == b[1]) for b in right] for a in left]
+    )
+
+
+def calibrate(points: Iterable[tuple[Estimate, float]]) -> Calibration:
+    """Learn from runs whose peak was measured.
+
+    Args:
+        points: Each run's prediction and its measured ``peak_memory_gib``.
+
+    Raises:
+        ConfigError: A measured peak is not a positive number.
+    """
+    found = []
+    for estimate, measured in points:
+        if not (math.isfinite(measured) and measured > 0):
+            raise ConfigError(f"a measured peak of {measured} GiB: must be a positive number; leave failed runs out")
+        found.append(Point(estimate.method, estimate.checkpointing, estimate.peak_memory_gib, measured))
+    return Calibration(tuple(found))
+
+
+def load_calibration(file: Path) -> Calibration:
+    """Read what `Calibration.save` wrote; a missing file is no calibration.
+
+    Raises:
+        ConfigError: The file is something else.
+    """
+    if not file.is_file():
+        return Calibration()
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise ConfigError(f"{file}: schema {values['schema']}, this version reads {SCHEMA}; remove the file")
+        return Calibration(tuple(Point(**point) for point in values["points"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: no calibration ({type(error).__name__}: {error}); remove the file") from error
+
+
+def fits(estimate: Estimate, limit_gib: float, calibration: Calibration | None = None) -> bool:
+    """Whether a run stays below a limit with 95 % probability.
+
+    Args:
+        estimate: The run's prediction.
+        limit_gib: Limit on ``peak_memory_gib``, in GiB. Of a whole device, take off the CUDA context, about 0.7 GiB.
+        calibration: What measured runs taught.
+    """
+    return (calibration or Calibration()).upper(estimate) <= limit_gib
