@@ -12,7 +12,9 @@ import pytest
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.tracking.record import (
+    GIT,
     STATUSES,
+    code_version,
     cpu_name,
     empty_record,
     environment,
@@ -25,7 +27,8 @@ from sweeptune.tracking.record import (
 CONTRACT: dict[str, Any] = {
     "": "schema status reason attempts method model data seed eval test memory speed train params proofs fingerprint "
     "environment command",
-    "eval": "loss best_loss initial_loss perplexity bits_per_byte loss_tokens samples tasks",
+    "eval": "loss best_loss initial_loss perplexity bits_per_byte loss_tokens samples tasks "
+    "initial_shared as_trained merged_bf16 merged_requantized",
     "memory": "peak_memory_gib peak_allocated_gib peak_reserved_gib paged_gib device_gib host_peak_gib phases",
     "speed": "tokens_per_s loss_tokens_per_s step_ms flops_per_token mfu matmul_efficiency excluded_s exclusive",
     "train": "steps tokens loss_tokens final_loss seconds",
@@ -169,3 +172,31 @@ def test_the_environment_names_what_it_ran_on():
     assert (found["git"] is None) == (found["dirty"] is None)
     json.dumps(found, allow_nan=False)
     assert re.fullmatch(r".+ \(\d+ cores\)", cpu_name())
+
+
+@pytest.mark.parametrize(("given", "expected"), [("abc12 clean", ("abc12", False)), ("abc12 dirty", ("abc12", True))])
+def test_a_worker_is_told_which_code_it_is_a_copy_of(monkeypatch, given, expected):
+    monkeypatch.setenv(GIT, given)
+    assert code_version() == expected
+    environment.cache_clear()
+    try:
+        assert (environment()["git"], environment()["dirty"]) == expected
+    finally:
+        environment.cache_clear()
+
+
+def test_without_being_told_git_is_asked(monkeypatch):
+    answers = {"ls-files": "", "rev-parse": "abc", "status": " M x"}
+    monkeypatch.setattr("sweeptune.tracking.record._git", lambda *arguments: answers[arguments[0]])
+    for unset in (monkeypatch.delenv, lambda name, **_: monkeypatch.setenv(name, "")):
+        unset(GIT, raising=False)
+        assert code_version() == ("abc", True)
+    monkeypatch.setattr("sweeptune.tracking.record._git", lambda *a: None)
+    assert code_version() == (None, None)
+
+
+@pytest.mark.parametrize("given", ["abc12", "abc12 Clean", "clean"])
+def test_a_code_version_that_says_nothing_is_refused(monkeypatch, given):
+    monkeypatch.setenv(GIT, given)
+    with pytest.raises(ConfigError, match="must be <sha> clean or <sha> dirty"):
+        code_version()

@@ -9,8 +9,9 @@ import torch
 from sweeptune.data import collate
 from sweeptune.methods import quantized
 from sweeptune.training import run
-from sweeptune.training.loop import evaluate_split, prove
+from sweeptune.training.loop import prove
 from sweeptune.training.proofs import ProofFailed, proof_row
+from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import open_session
 
 METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8"]

@@ -4,7 +4,16 @@ from sweeptune.data.collate import IGNORED, Batch, collate, collate_packs
 from sweeptune.data.conversation import Conversation, Message
 from sweeptune.data.ledger import Ledger, raise_on_problems
 from sweeptune.data.pack import Pack, Packs, Piece
-from sweeptune.data.plan import Step, eval_batches, hash_plan, hash_rows, micro_batches, plan_steps, samples
+from sweeptune.data.plan import (
+    Step,
+    eval_batches,
+    hash_plan,
+    hash_rows,
+    longest_batches,
+    micro_batches,
+    plan_steps,
+    samples,
+)
 from sweeptune.data.rendering import Rendering, check_rendering
 from sweeptune.data.splits import Splits, load_everything, load_splits
 from sweeptune.data.store import StoreWriter, TokenStore, lengths_of, loss_counts_of, open_parts
@@ -40,6 +49,7 @@ __all__ = [
     "load_everything",
     "load_run_tokenizer",
     "load_splits",
+    "longest_batches",
     "loss_counts_of",
     "micro_batches",
     "open_parts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -178,6 +179,18 @@ def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) 
     """Deal held-out rows to batches, and those to the ranks: which rows share a batch depends on the data alone."""
     ordered = sorted(rows, key=lambda row: (-row.length, row.id))
     return [ordered[at : at + size] for at in range(0, len(ordered), size)][rank::world]
+
+
+def longest_batches(rows: Sequence[Row], count: int | None, size: int) -> Sequence[Row]:
+    """The rows of the batches of ``size`` that hold the ``count`` longest, in their own order; None is all rows.
+
+    Whole batches, because what costs the most memory is a full batch of the longest rows.
+    """
+    if count is None:
+        return rows
+    lengths = _column(rows, "lengths", lambda row: row.length)
+    ordered = sorted(range(len(rows)), key=lambda at: -lengths[at])
+    return [rows[at] for at in sorted(ordered[: math.ceil(count / size) * size])]
 
 
 def hash_rows(rows: Sequence[Row]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from sweeptune.config.compose import load
 
 PARENT = "SWEEPTUNE_PARENT"
-EXIT_CODES = {"completed": 0, "invalid_config": 2, "interrupted": 130}
+EXIT_CODES = {"completed": 0, "pruned": 0, "invalid_config": 2, "interrupted": 130}
 PR_SET_PDEATHSIG = 1
 
 

@@ -6,6 +6,7 @@ one content to hash. Remote code is never run.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -238,16 +239,38 @@ def load_model(
             torch.manual_seed(seed)
             with torch.device(device):
                 loaded = AutoModelForCausalLM.from_config(load_config(model), dtype=dtype, **options)
-            if quantized:
-                # The same quantiser as for files on disk, fed from memory.
-                options |= {"config": loaded.config, "state_dict": loaded.state_dict(), "dtype": dtype}
-                loaded = type(loaded).from_pretrained(None, **options, **quantized)
+            if quantization:
+                loaded = quantize(loaded, quantization, dtype, device)
     except ImportError as error:
         raise ConfigError(f"model.attention={model.attention}: {_brief(error)}") from error
     except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"model={model.name}: cannot be loaded ({_brief(error)})") from error
     loaded.config.use_cache = False
     return loaded
+
+
+def quantize(
+    model: PreTrainedModel, quantization: BitsAndBytesConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """A copy of a plain model with its linear layers quantised: the same quantiser as for files on disk, from memory.
+
+    Args:
+        model: Holds the weights; it is left as it is.
+        quantization: How the linear layers are stored.
+        dtype: Storage type of all else.
+        device: Where the copy is made.
+    """
+    quantized: PreTrainedModel = type(model).from_pretrained(
+        None,
+        config=copy.deepcopy(model.config),  # what is loaded notes its quantisation there
+        state_dict=model.state_dict(),
+        dtype=dtype,
+        attn_implementation=model.config._attn_implementation,
+        quantization_config=quantization,
+        device_map={"": str(device)},
+    )
+    quantized.config.use_cache = False
+    return quantized
 
 
 def _dtype(model: ModelConfig, dtype: torch.dtype | str) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 import re
 import subprocess
@@ -22,6 +23,10 @@ from sweeptune.tracking.files import write_json
 log = logging.getLogger("sweeptune")
 
 RECORD = "result.json"
+GIT = "SWEEPTUNE_GIT"
+"""Names the code of a worker that runs a copy which is no checkout: ``<sha> clean`` or ``<sha> dirty``."""
+PRUNED = "pruned.json"
+"""What a study leaves in the folder of a run that it wants to end: ``{"reason": ..., ...}``."""
 SCHEMA = 1
 STATUSES = (
     "completed",
@@ -37,8 +42,21 @@ STATUSES = (
 )
 OBJECTS = ("tasks", "phases", "quality", "cost", "packages")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core")
+MERGED = ("as_trained", "merged_bf16", "merged_requantized")
+"""Eval losses of a QLoRA run: with its adapter on NF4, as one bf16 model, and that quantised to NF4 again."""
 PARTS: dict[str, tuple[str, ...]] = {
-    "eval": ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte", "loss_tokens", "samples", "tasks"),
+    "eval": (
+        "loss",
+        "best_loss",
+        "initial_loss",
+        "initial_shared",
+        "perplexity",
+        "bits_per_byte",
+        "loss_tokens",
+        "samples",
+        "tasks",
+        *MERGED,
+    ),
     "memory": (
         "peak_memory_gib",
         "peak_allocated_gib",
@@ -122,6 +140,30 @@ def read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def read_pruned(folder: Path) -> dict[str, Any] | None:
+    """Why the study of a run has ended it, or None while it may go on.
+
+    Raises:
+        ConfigError: The file is there and is no JSON object with a ``reason``.
+    """
+    path = folder / PRUNED
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to let the run go on") from error
+    if not isinstance(found, dict) or not isinstance(found.get("reason"), str):
+        raise ConfigError(f'{path}: must be an object with "reason": "<text>"; remove it to let the run go on')
+    return found
+
+
+def is_over(folder: Path, record: dict[str, Any] | None) -> bool:
+    """Whether a run has nothing left to do: it was completed, or pruned by a study that has not changed its mind."""
+    status = None if record is None else record["status"]
+    return status == "completed" or (status == "pruned" and (folder / PRUNED).exists())
+
+
 def find_records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Every record at and below a folder, in natural order (0, 1, 2, 10).
 
@@ -188,7 +230,7 @@ def _complete(record: dict[str, Any]) -> dict[str, Any]:
         given = record.get(part)
         known = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
         parts[part] = blank | known if isinstance(given, dict | None) else given
-    return {**head, **names, "test": None, "command": "", **record, **parts}
+    return {**head, **names, "test": None, "command": "", "pruned_by": None, **record, **parts}
 
 
 @cache
@@ -203,16 +245,33 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             packages[name] = None
     cuda = torch.cuda.is_available()
-    ours = _git("ls-files", "--error-unmatch", str(Path(sweeptune.__file__))) is not None
-    git, status = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if ours else (None, None)
+    git, dirty = code_version()
     return {
         "git": git,
-        "dirty": None if status is None else bool(status),
+        "dirty": dirty,
         "packages": packages,
         "device": torch.cuda.get_device_name() if cuda else cpu_name(),
         "driver": _driver() if cuda else None,
         "platform": f"{sys.platform}-{platform.machine()}",
     }
+
+
+def code_version() -> tuple[str | None, bool | None]:
+    """Commit of this code and whether it was changed since; both None where it is no git checkout.
+
+    A study notes it once and hands it to its workers as ``f"{sha} {'dirty' if dirty else 'clean'}"`` in `GIT`.
+
+    Raises:
+        ConfigError: `GIT` is set to something else.
+    """
+    if given := os.environ.get(GIT):
+        sha, _, state = given.partition(" ")
+        if state not in ("clean", "dirty"):
+            raise ConfigError(f"{GIT}={given}: must be <sha> clean or <sha> dirty; unset it to ask git")
+        return sha, state == "dirty"
+    ours = _git("ls-files", "--error-unmatch", str(Path(sweeptune.__file__))) is not None
+    git, status = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if ours else (None, None)
+    return git, None if status is None else bool(status)
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data import stop_ids
@@ -18,7 +18,8 @@ from sweeptune.methods.pissa import ADAPTER
 from sweeptune.models.internlm2 import MODEL_TYPE, readable_by_all, to_llama
 from sweeptune.models.internlm2_tokenizer import make_portable
 from sweeptune.models.load import load_config, pieces_file
-from sweeptune.training.restore import Trained, dequantize, load_trained, newest
+from sweeptune.training.merge import merged
+from sweeptune.training.restore import Trained, load_trained, newest
 
 LAYOUTS = ("original", "llama")
 
@@ -49,7 +50,7 @@ def export(folder: Path, out: Path, *, merge: bool, dtype: torch.dtype, layout: 
     _check_layout(folder, layout, merge)
     trained = load_trained(folder)
     if merge or not isinstance(trained.model, PeftModel):
-        save_plain(merged(trained.model).to(dtype), out, layout, stop_ids(trained.tokenizer))
+        save_plain(merged(trained.model, dtype), out, layout, stop_ids(trained.tokenizer))
     else:
         save_adapter(trained, folder, out)
     trained.tokenizer.save_pretrained(out)
@@ -85,34 +86,6 @@ def save_plain(model: PreTrainedModel, out: Path, layout: str, stops: list[int])
     values = readable_by_all(values) if layout == "llama" else values
     values["torch_dtype"] = values["dtype"]  # its name before transformers 4.56
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn a trained model into a plain one in fp32; ``model`` is used up."""
-    if not isinstance(model, PeftModel):
-        return model.float()
-    quantized = getattr(model.get_base_model(), "hf_quantizer", None) is not None
-    model = dequantize(model, torch.float32).float()
-    if not quantized:
-        plain: PreTrainedModel = model.merge_and_unload()
-        return plain
-    # PEFT's wrappers of quantised layers would quantise the sum again, so it is made here.
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LoraLayer):
-                base = child.get_base_layer()
-                base.weight.data += child.get_delta_weight(ADAPTER).float()
-                setattr(parent, name, base)
-    base = model.get_base_model()
-    config = type(base.config).from_dict({k: v for k, v in base.config.to_dict().items() if k != "quantization_config"})
-    with torch.device("meta"):
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(base.state_dict(), assign=True)
-    fresh.tie_weights()
-    for name, buffer in base.named_buffers():  # rotary frequencies are in no state dict
-        parent, _, leaf = name.rpartition(".")
-        fresh.get_submodule(parent).register_buffer(leaf, buffer, persistent=False)
-    return fresh
 
 
 def save_adapter(trained: Trained, folder: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_everything, load_run_tokenizer, load_splits
+from sweeptune.data import Row, load_everything, load_run_tokenizer, load_splits, longest_batches
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
 from sweeptune.training.placement import Placement, place
@@ -50,7 +50,9 @@ def held_out(config: Config, split: str) -> Sequence[Row]:
     if split == "all":
         return load_everything(config.data, config.eval, config.template, tokenizer, progress)
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
-    return splits.eval if split == "eval" else splits.test
+    if split == "test":
+        return splits.test
+    return longest_batches(splits.eval, config.eval.longest, config.eval.batch_size)
 
 
 def _score(

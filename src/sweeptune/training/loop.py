@@ -9,37 +9,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sweeptune.data import Row, Step, collate_packs, micro_batches
+from sweeptune.data import Step, collate_packs, micro_batches
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
-from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
-from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
+from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.proofs import ProofFailed, prove_gradients
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
+from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import Session
+from sweeptune.training.shared import first_evaluation
 from sweeptune.training.step import train_step
+from sweeptune.training.stop import Diverged, Stop, stop_if_pruned
 
 log = logging.getLogger("sweeptune")
 
 SKIPS_ALLOWED = 20
-
-
-class Diverged(RuntimeError):
-    """The loss or the gradient is no longer a number."""
-
-
-@dataclass
-class Stop:
-    """Set by a signal: stop after the step that is running."""
-
-    requested: bool = False
 
 
 @dataclass
@@ -58,11 +48,15 @@ def train(session: Session, stop: Stop) -> bool:
     Raises:
         Diverged: Loss or gradient is not finite.
         ProofFailed: The gradients are wrong, samples that share a row see each other, or the gradient is exactly zero.
+        Pruned: The study that the run belongs to has ended it.
     """
     progress, meter = session.progress, session.meter
     begin = time.perf_counter() - progress.seconds
     if progress.initial_eval is None:
-        progress.initial_eval = progress.last_eval = evaluate_split(session, "before training")
+        progress.initial_eval = progress.last_eval = first_evaluation(session)
+    elif progress.last_eval_step != progress.step and eval_is_due(session):
+        progress.last_eval = evaluate_split(session, f"evaluating at step {progress.step}")  # a signal had prevented it
+    stop_if_pruned(session)  # also where an earlier attempt was killed before it could say so
     prove(session)
     if session.config.data.packing != "none":
         prove_that_samples_are_apart(session)
@@ -143,20 +137,32 @@ def settle(session: Session, issued: Issued | None) -> str:
 
 def is_due(session: Session) -> bool:
     """Whether an evaluation or a checkpoint follows the step that was just made."""
-    train, step = session.config.train, session.progress.step
+    every, step = session.config.train.checkpoint_every, session.progress.step
     if step == len(session.steps):
         return False  # the end evaluates and saves by itself
-    every = [n for n in (train.eval_every, train.checkpoint_every) if n]
-    return any(step % n == 0 for n in every)
+    return eval_is_due(session) or bool(every and step % every == 0)
+
+
+def eval_is_due(session: Session) -> bool:
+    """Whether the settings ask for an evaluation after the step that was just made."""
+    every, step = session.config.train.eval_every, session.progress.step
+    return step in session.eval_steps or bool(every and step and step % every == 0)
 
 
 def evaluate_and_save(session: Session, *, stopping: bool) -> None:
-    """What is due after a step: evaluate, prove again, write a checkpoint."""
+    """What is due after a step: evaluate, prove again, write a checkpoint.
+
+    Raises:
+        Pruned: There is a verdict of the study; no checkpoint is written, since nobody will go on from it.
+    """
     train, step, progress = session.config.train, session.progress.step, session.progress
+    if stopping:
+        stop_if_pruned(session)
     improved = False
-    if not stopping and train.eval_every and step % train.eval_every == 0:
+    if not stopping and eval_is_due(session):
         progress.last_eval = evaluate_split(session, f"evaluating at step {step}")
         improved = progress.best_step == step
+        stop_if_pruned(session)
         prove(session)
     due = train.checkpoint_every and step % train.checkpoint_every == 0
     if stopping or due or (improved and train.keep_best):
@@ -173,62 +179,6 @@ def save(session: Session, *, weights_only: bool = False) -> None:
         if session.main:
             best = session.progress.best_step if session.config.train.keep_best else None
             prune_checkpoints(session.folder, session.config.train.keep_checkpoints, best)
-
-
-def evaluate_split(session: Session, description: str) -> dict[str, Any]:
-    """Judge the model on the eval split, log it and keep the examples' scores; also remember the best."""
-    progress = session.progress
-    summary = score(session, session.splits.eval, "eval.jsonl", description)
-    progress.last_eval_step = progress.step
-    if progress.best_loss is None or summary["loss"] < progress.best_loss:
-        progress.best_loss, progress.best_step = summary["loss"], progress.step
-    if session.metrics is not None:
-        session.metrics.append(
-            {"step": progress.step, "tokens": progress.tokens}
-            | {f"eval_{key}": summary[key] for key in ("loss", "perplexity", "bits_per_byte")}
-        )
-    return summary
-
-
-def score(session: Session, rows: Sequence[Row], file: str, description: str) -> dict[str, Any]:
-    """Evaluate rows; out of memory halves the eval batch, which does not change the loss.
-
-    Raises:
-        Diverged: The loss is not finite.
-    """
-    progress = session.progress
-    while True:
-        failure, scored = None, {}
-        with session.meter.interlude("eval", release=True):
-            try:
-                scored = score_share(
-                    session.model,
-                    rows,
-                    batch_size=progress.eval_batch,
-                    device=session.device,
-                    autocast=session.autocast,
-                    pad_id=session.pad_id,
-                    description=description,
-                )
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                failure = brief(error)
-        if not any_rank(failure is not None, session.device):
-            break
-        release_memory(session.device)
-        if session.config.hardware.on_oom == "stop" or progress.eval_batch == 1:
-            raise torch.OutOfMemoryError(f"{failure}; during evaluation with eval.batch_size={progress.eval_batch}")
-        progress.eval_batch //= 2
-        progress.replans.append({"step": progress.step, "eval_batch": progress.eval_batch, "reason": failure})
-        log.warning("out of memory: eval batch -> %d (%s)", progress.eval_batch, failure)
-    examples = gather(scored, rows)
-    summary = summarize(examples)
-    if not math.isfinite(summary["loss"]):
-        raise Diverged(f"step {progress.step}: eval loss {summary['loss']}")
-    if session.main:
-        write_examples(session.folder / file, examples)
-    return summary
 
 
 def prove(session: Session) -> None:

@@ -7,6 +7,8 @@ other, these are exactly the loss tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -30,12 +32,29 @@ def token_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     ready = prepare(batch, model.config)
     targets = ready.labels[:, 1:]  # position i predicts token i + 1; the first token of a sample is no target
     positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(**ready.inputs, logits_to_keep=positions).logits
-    kept = targets[:, positions]
-    nll = F.cross_entropy(logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")
+    nll = nll_at(model, ready.inputs, targets, positions)
     rows, width = batch.input_ids.shape
-    if len(kept) == rows:
-        return nll.view(kept.shape)
+    if len(targets) == rows:
+        return nll.view(rows, len(positions))
     # The samples stood behind each other: put every value back into the row it belongs to.
     places = positions if ready.place is None else ready.place[positions]
     return torch.zeros(rows * width, device=nll.device).index_copy(0, places, nll).view(rows, width)
+
+
+def nll_at(
+    model: torch.nn.Module, inputs: dict[str, Any], targets: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Negative log-likelihood of ``targets`` at ``positions``: here alone are logits made.
+
+    Args:
+        model: A causal language model.
+        inputs: What its forward gets.
+        targets: int64 [b, t - 1], the next token at every position, -100 where none is learned.
+        positions: int64 [k], where any row has loss.
+
+    Returns:
+        fp32 tensor [b * k] in nats.
+    """
+    logits = model(**inputs, logits_to_keep=positions).logits
+    kept = targets[:, positions]
+    return F.cross_entropy(logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from sweeptune.config.schema import OptimConfig
+
+SMALLEST_8BIT, SMALLEST_PAGE, QUANTIZATION_BLOCK = 4096, 100_000, 256
+"""bitsandbytes: smaller tensors keep fp32 states; smaller ones are not paged; one fp32 constant a block."""
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -53,6 +57,29 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
                 page = plain.get_state_buffer(parameter, dtype=values[key].dtype)
                 page.copy_(values[key])
                 values[key] = page
+
+
+def state_sizes(parameter: torch.nn.Parameter, name: str) -> Iterator[tuple[int, bool]]:
+    """What an optimiser of `build_optimizer` keeps for one parameter.
+
+    Args:
+        parameter: What trains.
+        name: ``optim.name``.
+
+    Returns:
+        Bytes of each tensor, and whether it is in pages (managed memory).
+    """
+    count = parameter.numel()
+    if name == "adamw":
+        moment = count * parameter.element_size()
+        yield from ((moment, False), (moment, False), (4, False))
+        return
+    paged = name == "paged_adamw_8bit" and count >= SMALLEST_PAGE
+    if count < SMALLEST_8BIT:
+        yield from ((4 * count, False), (4 * count, False))
+        return
+    scales = 4 * -(-count // QUANTIZATION_BLOCK)
+    yield from ((count, paged), (count, paged), (scales, False), (scales, False))
 
 
 def learning_rate(optim: OptimConfig, step: int, total: int) -> float:

@@ -81,11 +81,12 @@ def dequantize(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-                setattr(parent, name, _plain(child, dtype))
+                setattr(parent, name, dequantized(child, dtype))
     return model
 
 
-def _plain(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Linear:
+def dequantized(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Linear:
+    """The plain layer that a quantised one stands for."""
     if isinstance(layer, bnb.nn.Linear4bit):
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sweeptune.data import hash_plan, hash_rows, lengths_of, loss_counts_of
 from sweeptune.kernels import backend_of
 from sweeptune.models import architecture_digest, weights_digest
-from sweeptune.tracking.record import cpu_name
+from sweeptune.tracking.record import MERGED, cpu_name
 from sweeptune.training.flops import count_parameters, flops_per_token, measure_matmul_rate, vendor_peak
 from sweeptune.training.session import Session
 
@@ -51,7 +51,9 @@ def eval_part(session: Session) -> dict[str, Any]:
         "best_loss": progress.best_loss,
         "initial_loss": initial.get("loss"),
         "initial_bits_per_byte": initial.get("bits_per_byte"),
+        "initial_shared": progress.initial_shared,
         "tasks": {},
+        **dict.fromkeys(MERGED),  # measured last of all, where eval.merged asks for it
     }
 
 
@@ -108,7 +110,7 @@ def quality_fingerprint(session: Session) -> dict[str, Any]:
         "tokens_per_step": config.train.tokens_per_step,
         "budget_tokens": sum(step.tokens for step in session.steps),
         "template": f"{config.template.name}-{hashlib.sha256(template.encode()).hexdigest()[:12]}",
-        "eval_split": hash_rows(session.splits.eval),
+        "eval_split": hash_rows(session.eval_rows),
         "test_split": hash_rows(session.splits.test),
     }
 
@@ -120,7 +122,7 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
     return {
         "model": architecture_digest(session.model.config),
         "data": hash_rows(session.splits.train),
-        "eval": hash_rows(session.splits.eval),
+        "eval": hash_rows(session.splits.eval),  # eval.longest leaves rows out, and the peak as it is
         "tokens_per_step": config.train.tokens_per_step,
         "threads": torch.get_num_threads(),
         "replanned": bool(session.progress.replans),

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,15 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull, JsonLines, write_text
-from sweeptune.tracking.record import empty_record, environment, read_record, write_record
-from sweeptune.training.loop import Diverged, Stop, evaluate_split, prove, save, score, train
+from sweeptune.tracking.record import empty_record, environment, is_over, read_record, write_record
+from sweeptune.training.loop import prove, save, train
+from sweeptune.training.merge import judge_merged
 from sweeptune.training.oom import OptimizerOutOfMemory, is_out_of_memory, release_memory
 from sweeptune.training.proofs import ProofFailed
 from sweeptune.training.result import measured
+from sweeptune.training.scoring import evaluate_split, keep, score
 from sweeptune.training.session import Session, open_session
+from sweeptune.training.stop import Diverged, Pruned, Stop, stop_on_signal
 
 log = logging.getLogger("sweeptune")
 
@@ -38,7 +38,8 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         command: The command line that reproduces the run.
 
     Returns:
-        The record, also written to ``folder / "result.json"``. A run that was completed before is returned as it is.
+        The record, also written to ``folder / "result.json"``. A run that was completed or pruned before is returned as
+        it is.
 
     Raises:
         ConfigError: The folder cannot be written.
@@ -49,8 +50,8 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
     """
     main = os.environ.get("RANK", "0") == "0"
     known = read_record(folder) if (folder / "result.json").exists() else None
-    attempts = prepare_folder(config, folder, main=main, start=known is None or known["status"] != "completed")
-    if known is not None and known["status"] == "completed":
+    attempts = prepare_folder(config, folder, main=main, start=not is_over(folder, known))
+    if known is not None and is_over(folder, known):
         return known
     setup_logging(folder / "train.log" if main else None, main=main)
     record = empty_record(config) | {"command": command, "attempts": attempts}
@@ -64,6 +65,9 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
             log.warning(
                 "interrupted after step %d; go on with: python train.py resume=%s", holder[0].progress.step, folder
             )
+    except Pruned as ended:
+        record |= {"status": "pruned", "reason": str(ended), "pruned_by": ended.verdict}
+        log.warning("pruned after step %d: %s", holder[0].progress.step, ended)
     except Exception as error:
         record["status"], record["reason"] = classify(error), reason(error)
         log.error("%s: %s", record["status"], record["reason"])
@@ -73,6 +77,8 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         record["status"], record["reason"] = "interrupted", "stopped by a second signal, without a checkpoint"
     if holder:
         record |= measured_so_far(holder[0])
+        if record["status"] == "completed" and config.eval.merged and config.method.name == "qlora":
+            add_merged(holder[0], record)
         holder.clear()
     if main:
         write_record(folder, record)
@@ -113,7 +119,7 @@ def finish(session: Session, record: dict[str, Any]) -> None:
     session.progress.last_eval = evaluate_split(session, "after training")
     prove(session)
     if session.config.eval.test:
-        record["test"] = score(session, session.splits.test, "test.jsonl", "testing")
+        record["test"] = keep(session, score(session, session.splits.test, "testing"), "test.jsonl")
     save(session, weights_only=True)
 
 
@@ -125,6 +131,14 @@ def measured_so_far(session: Session) -> dict[str, Any]:
     except Exception as error:
         log.debug("figures of the unfinished run are missing", exc_info=error)
         return {"memory": session.meter.summary()}
+
+
+def add_merged(session: Session, record: dict[str, Any]) -> None:
+    """Judge the merged model, last of all: it takes the trained one's place and, being bf16, much more memory."""
+    if session.main:
+        write_record(session.folder, record)  # should the host's memory run out now, the run is complete all the same
+    record["eval"] |= judge_merged(session)
+    record["memory"]["phases"] |= {"merge": session.meter.phases["merge"]}
 
 
 def prepare_folder(config: Config, folder: Path, *, main: bool, start: bool) -> int:
@@ -173,25 +187,3 @@ def reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     known = isinstance(error, Diverged | ProofFailed | DiskFull) or is_out_of_memory(error)
     return text if known else f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the running step; the second interrupts at once."""
-    stop = Stop()
-
-    def request(number: int, frame: Any) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.warning("stopping after this step with a checkpoint (again to stop at once)")
-
-    try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        before = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

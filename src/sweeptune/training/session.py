@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, plan_steps
+from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, longest_batches, plan_steps
 from sweeptune.kernels.attention import masks_by_layer, resolve
 from sweeptune.methods import METHODS
 from sweeptune.models import load_config, load_model
@@ -45,6 +47,8 @@ class Progress:
     metrics_offset: int = 0
     train_loss: float | None = None
     initial_eval: dict[str, Any] | None = None
+    initial_shared: bool = False
+    """Whether it was taken from the study's folder, where a run that starts as the same model had left it."""
     last_eval: dict[str, Any] | None = None
     last_eval_step: int | None = None
     best_loss: float | None = None
@@ -63,6 +67,8 @@ class Session:
     placement: Placement
     tokenizer: PreTrainedTokenizerBase
     splits: Splits
+    eval_rows: Sequence[Row]
+    """The held-out rows that are really evaluated (``eval.longest``)."""
     steps: list[Step]
     model: PreTrainedModel
     optimizer: Any
@@ -71,6 +77,8 @@ class Session:
     metrics: JsonLines | None
     """None on every rank but the first."""
     progress: Progress
+    eval_steps: frozenset[int] = frozenset()
+    """Steps behind which ``train.eval_at`` asks for an evaluation."""
     packing_proof: dict[str, Any] | None = None
     """What proved, in this process, that samples which share a row do not see each other."""
 
@@ -143,6 +151,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         placement=placement,
         tokenizer=tokenizer,
         splits=splits,
+        eval_rows=longest_batches(splits.eval, config.eval.longest, config.eval.batch_size),
         steps=steps,
         model=model,
         optimizer=optimizer,
@@ -153,11 +162,24 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
             micro_batch=config.hardware.micro_batch,
             eval_batch=config.eval.batch_size,
         ),
+        eval_steps=frozenset(steps_at(config.train.eval_at, steps)),
     )
     resume(session)
     if micro_batch is not None:
         session.progress.micro_batch = micro_batch
     return session
+
+
+def steps_at(shares: Sequence[float], steps: Sequence[Step]) -> list[int]:
+    """The first steps (from 1) that reach each of some shares of the planned tokens.
+
+    Example:
+        >>> steps_at([0.25, 0.5], plan)  # of 8 steps of equal size
+        [2, 4]
+    """
+    reached = list(accumulate(step.tokens for step in steps))
+    # Divided, not multiplied: 0.1 x 30 is above 3, while 3 / 30 is 0.1.
+    return [next(number for number, tokens in enumerate(reached, 1) if tokens / reached[-1] >= at) for at in shares]
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
