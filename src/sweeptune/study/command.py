@@ -1,0 +1,166 @@
+"""From a ``--multirun`` command line to a study in its folder: begun once, gone on with by the same command."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sweeptune.config.compose import compose, conf_from
+from sweeptune.config.errors import ConfigError
+from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.study.display import Display
+from sweeptune.study.engine import Engine
+from sweeptune.study.space import Space, fixed_overrides, read_space
+from sweeptune.study.store import Identity, Store, as_json, differences, git_state
+from sweeptune.study.trial import flat
+
+log = logging.getLogger("sweeptune")
+
+CONFIRM_SEEDS = 3
+"""Seeds of a confirmation that is asked for without a number: the fewest that give an interval of use."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command's work on a study ended.
+
+    Attributes:
+        folder: The study's.
+        lines: Of all its trials, by number.
+        interrupted: Whether the user ended it early.
+        search: Whether settings were searched for, so that failed trials are part of the answer.
+    """
+
+    folder: Path
+    lines: list[dict[str, Any]]
+    interrupted: bool
+    search: bool
+
+
+def run_study(overrides: Sequence[str], folder: Path) -> Ended:
+    """Begin the study in a folder, or go on with it.
+
+    Args:
+        overrides: As typed, sweeps included, checked before.
+        folder: ``multirun/<study.name>``.
+
+    Raises:
+        ConfigError: The folder holds another study; the differences are listed.
+    """
+    store = Store(folder)
+    identity = _identity(overrides, folder)
+    with store.lock():
+        if not store.exists():
+            store.create(identity, {"fixed": shared_settings(identity), "git": git_state(), "versions": versions()})
+        else:
+            known = store.read()
+            if found := differences(known, as_json(identity)):
+                raise ConfigError(
+                    [f"{problem}" for problem in found]
+                    + [f"{folder}: holds a study that differs so; choose another with study.name=<name>, or remove it"]
+                )
+    return _work(store, identity)
+
+
+def confirm(folder: Path, seeds: int | None = None) -> Ended:
+    """Add the runs that confirm a finished study.
+
+    Args:
+        folder: The study's.
+        seeds: How many unseen seeds each method's best is trained with, those of earlier confirmations included; by
+            default ``study.confirm_seeds``, else 3.
+
+    Raises:
+        ConfigError: It is no study.
+    """
+    store = Store(folder)
+    known = store.read()
+    seeds = seeds or known["study"]["confirm_seeds"] or CONFIRM_SEEDS
+    settings = StudyConfig(**{**known["study"], "confirm_seeds": seeds, "trials": max(1, _counted(store))})
+    identity = Identity(
+        known["name"],
+        known["command"],
+        tuple(known["overrides"]),
+        known["seed"],
+        Space.from_dict(known["space"]),
+        settings,
+    )
+    return _work(store, identity)
+
+
+def _counted(store: Store) -> int:
+    store.refresh()
+    return sum(line["kind"] in ("baseline", "trial") for line in store.trials.values())
+
+
+def _work(store: Store, identity: Identity) -> Ended:
+    settings = identity.settings
+    with conf_from(store.conf):
+        base = _base(identity.overrides, identity.space)
+    total = settings.trials
+    if settings.sampler == "grid":
+        points = len(identity.space.grid()) + (len(identity.space.baselines()) if settings.baselines else 0)
+        total = min(total or points, points)
+    log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
+    display = Display(identity.name, total)
+    engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
+    interrupted = engine.run()
+    if interrupted:
+        log.warning("stopped; the same command goes on with what is left")
+    store.refresh()
+    lines = [store.trials[number] for number in sorted(store.trials)]
+    return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
+
+
+def _identity(overrides: Sequence[str], folder: Path) -> Identity:
+    space = read_space(overrides)
+    fixed = fixed_overrides(overrides)
+    base = _base(fixed, space)
+    settings = _resolved(base.study, space)
+    command = shlex.join(["python", "train.py", "--multirun", *overrides])
+    return Identity(folder.name, command, tuple(fixed), base.seed, space, settings)
+
+
+def shared_settings(identity: Identity) -> dict[str, Any]:
+    """What all trials have in common, with dotted keys."""
+    swept = {parameter.key for parameter in identity.space.parameters}
+    settings = flat(_base(identity.overrides, identity.space))
+    own = [key for key in settings if key.partition(".")[0] in (swept & {"method"}) or key in swept]
+    away = ("study.", "space.", "optim.lr") if "method" in swept else ("study.", "space.")
+    return {key: value for key, value in settings.items() if key not in own and not key.startswith(away)}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a study itself is made with; each run's record names its own."""
+    found = {}
+    for name in ("optuna", "hydra-core"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _base(fixed: Sequence[str], space: Space) -> Config:
+    return compose([*fixed, *space.overrides(space.baselines()[0])])
+
+
+def _resolved(settings: StudyConfig, space: Space) -> StudyConfig:
+    """The sampler by name.
+
+    Raises:
+        ConfigError: The search would never end.
+    """
+    sampler = settings.sampler
+    if sampler == "auto":
+        sampler = "grid" if space.finite and settings.trials is None else "tpe"
+    if sampler != "grid" and settings.trials is None:
+        raise ConfigError(
+            f"study.sampler={sampler} without study.trials: the search would never end. Say how many trials there "
+            "shall be, for example study.trials=30"
+        )
+    return replace(settings, sampler=sampler)

@@ -1,0 +1,206 @@
+"""Whole studies with a trainer that costs nothing: what is left behind, however they are treated."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeptune.tracking.record import read_record
+from tests.study.fakes import begin, lines, results, run, wait_for, workers
+
+GRID = ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "method.rank=4,16", "study.name=s"]
+POINTS = 10  # full has no rank: 2 + 4 + 4
+RATES = "optim.lr=tag(log,interval(1e-5,1e-2))"
+TPE = ["method=full,lora", RATES, "method.rank=4,16", "study.trials=8", "study.name=s"]
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_grid_merges_points_and_leaves_a_folder_each(tmp_path: Path) -> None:
+    done = run(tmp_path, *GRID)
+    assert done.returncode == 0, done.stderr
+    study = tmp_path / "multirun" / "s"
+    found = lines(study)
+    assert [line["number"] for line in found] == list(range(POINTS))
+    assert sum(line["method"] == "full" for line in found) == 2, "a rank means nothing to full: the points merge"
+    assert all("method.rank" not in line["params"] for line in found if line["method"] == "full")
+    for line in found:
+        record = read_record(study / line["folder"])
+        assert record["status"] == "completed" and record["eval"]["loss"] == line["eval_loss"]
+    kept = [n for n in range(POINTS) if (study / str(n) / "checkpoints").exists()]
+    best = {}
+    for line in found:
+        if line["eval_loss"] < best.get(line["method"], (9, 0))[0]:
+            best[line["method"]] = (line["eval_loss"], line["number"])
+    assert kept == sorted(number for _, number in best.values()), "only each method's best keeps its weights"
+
+
+def test_the_same_command_again_keeps_everything_and_another_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path, *TPE).returncode == 0
+    study = tmp_path / "multirun" / "s"
+    before = results(study)
+    assert len(before) == 8
+    again = run(tmp_path, *TPE)
+    assert again.returncode == 0 and results(study) == before
+    more = run(tmp_path, *[o.replace("trials=8", "trials=11") for o in TPE])
+    assert more.returncode == 0 and results(study)[:8] == before and len(results(study)) == 11
+    other = run(tmp_path, *[o.replace("4,16", "4,32") for o in TPE], "optim.warmup=0.1")
+    assert other.returncode == 2
+    for words in ("optim.warmup=0.1", "method.rank", "study.name="):
+        assert words in other.stderr
+    assert len(results(study)) == 11
+
+
+def test_editing_conf_or_the_code_changes_nothing_that_runs(tmp_path: Path) -> None:
+    assert run(tmp_path, *[o.replace("trials=8", "trials=2") for o in TPE]).returncode == 0
+    copy = tmp_path / "multirun" / "s" / "code" / "sweeptune"
+    assert (copy / "training" / "loop.py").exists()
+    text = (copy / "conf" / "optim" / "adamw.yaml").read_text()
+    (copy / "conf" / "optim" / "adamw.yaml").write_text(text.replace("beta1: 0.9 ", "beta1: 0.8 "))
+    assert run(tmp_path, *[o.replace("trials=8", "trials=3") for o in TPE]).returncode == 0
+    config = (tmp_path / "multirun" / "s" / "2" / "config.yaml").read_text()
+    assert "beta1: 0.8" in config, "the study composes from its own copy"
+    assert json.loads((tmp_path / "multirun" / "s" / "study.json").read_text())["name"] == "s"
+
+
+FAULTS = {
+    "0": ("oom", "oom"),
+    "1": ("nan", "diverged"),
+    "2": ("segfault", "crashed"),
+    "3": ("silent", "crashed"),
+    "4": ("garbage", "crashed"),
+    "5": ("disk full", "crashed"),
+    "6": ("hang", "timeout"),
+    "7": ("killed", "lost"),
+}
+
+
+def test_every_ending_has_its_status_and_stops_nobody_else(tmp_path: Path) -> None:
+    plan = {"faults": {number: fault for number, (fault, _) in FAULTS.items()}}
+    done = run(tmp_path, *GRID, "study.trial_timeout_s=5", "study.max_failures=99", plan=plan)
+    study = tmp_path / "multirun" / "s"
+    found = {str(line["number"]): line for line in lines(study)}
+    assert len(found) == POINTS, done.stderr
+    for number, (fault, status) in FAULTS.items():
+        assert found[number]["status"] == status, fault
+        assert found[number]["reason"] and read_record(study / number)["status"] == status
+        assert not (study / number / "checkpoints").exists()
+    assert [found[n]["status"] for n in ("8", "9")] == ["completed"] * 2
+    assert done.returncode == 1 and (study / "4" / "result.json.unreadable").exists()
+
+
+def test_a_study_that_only_fails_ends(tmp_path: Path) -> None:
+    done = run(tmp_path, *GRID, "study.max_failures=3", plan={"faults": {str(n): "oom" for n in range(10)}})
+    assert len(lines(tmp_path / "multirun" / "s")) == 3 and done.returncode == 1
+
+
+def test_probes_measure_each_cost_class_once_and_limits_drop_before_training(tmp_path: Path) -> None:
+    done = run(tmp_path, *GRID, "study.probe_steps=3", "train.max_steps=10", "study.constraints={peak_memory_gib: 7.5}")
+    study = tmp_path / "multirun" / "s"
+    found = lines(study)
+    assert done.returncode == 0, done.stderr
+    assert len(list((study / "probes").iterdir())) == 5, "full, and two ranks of two methods: rates cost nothing"
+    full = [line for line in found if line["method"] == "full"]
+    assert [line["status"] for line in full] == ["pruned"] * 2 and "study.constraints" in full[0]["reason"]
+    assert full[0]["tokens"] == 0 and full[0]["constraints"]["peak_memory_gib"] > 0
+    assert all(line["status"] == "completed" for line in found if line["method"] != "full")
+
+
+def test_replicates_are_a_mean_over_seeds(tmp_path: Path) -> None:
+    done = run(tmp_path, "method=lora,full", "study.replicates=3", "study.name=s", plan={"sd": 0.1})
+    study = tmp_path / "multirun" / "s"
+    assert done.returncode == 0, done.stderr
+    [line, _] = lines(study)
+    losses = [read_record(study / "0" / f"seed-{seed}")["eval"]["loss"] for seed in range(3)]
+    assert line["eval_loss"] == pytest.approx(sum(losses) / 3) and line["loss_sd"] > 0
+    assert read_record(study / "0")["eval"]["loss"] == line["eval_loss"]
+
+
+def test_the_best_of_each_method_is_confirmed_on_unseen_seeds(tmp_path: Path) -> None:
+    done = run(tmp_path, *GRID, "study.confirm_seeds=2", plan={"sd": 0.01})
+    study = tmp_path / "multirun" / "s"
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.name for path in (study / "confirm").iterdir() if path.is_dir())
+    assert runs == sorted(f"{m}-{s}" for m in ("full", "lora", "qlora") for s in (1000, 1001))
+    for name in runs:
+        record = read_record(study / "confirm" / name)
+        assert record["status"] == "completed" and record["test"]["loss"] and record["seed"] >= 1000
+
+
+def test_ctrl_c_once_ends_what_runs_and_twice_stops_it(tmp_path: Path) -> None:
+    study = tmp_path / "multirun" / "s"
+    process = begin(tmp_path, *GRID, plan={"step_s": 0.15})
+    assert wait_for(lambda: len(lines(study)) >= 1)
+    assert wait_for(lambda: workers(study))
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    drained = len(lines(study))
+    assert process.returncode == 130 and drained == 2, "the running one ended, no other began"
+    process = begin(tmp_path, *GRID, plan={"step_s": 0.15})
+    assert wait_for(lambda: (study / "2" / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert process.returncode == 130 and len(lines(study)) == drained
+    assert read_record(study / "2")["status"] == "interrupted"
+    assert run(tmp_path, *GRID).returncode == 0
+    assert lines(study)[2]["attempts"] == 2 and len(lines(study)) == POINTS
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_several_commands_work_on_one_study(tmp_path: Path, count: int) -> None:
+    study = tmp_path / "multirun" / "s"
+    searched = [*TPE[:-2], "study.trials=24", "study.name=s", f"hardware.gpus={count}"]
+    processes = [begin(tmp_path, *searched, plan={"step_s": 0.02}) for _ in range(count)]
+    for process in processes:
+        assert process.wait(timeout=200) == 0, (tmp_path / "said.log").read_text()
+    assert [line["number"] for line in lines(study)] == list(range(24)), "each number once, and no more than asked for"
+    for number in range(24):
+        assert (study / str(number) / "starts.txt").read_text().count("\n") == 1, "nobody's trial was taken over"
+
+
+UNBROKEN = {"grid": GRID, "tpe": TPE}
+
+
+@pytest.fixture(scope="module", params=["grid", "tpe"])
+def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[tuple]]:
+    """A study that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    overrides = UNBROKEN[request.param]
+    assert run(folder, *overrides, plan={"sd": 0.05}).returncode == 0
+    return overrides, results(folder / "multirun" / "s")
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SWEEPTUNE_CHAOS", "10")) // 2))
+def test_killed_at_any_moment_a_study_ends_as_if_it_had_not_been(tmp_path: Path, unbroken, seed: int) -> None:
+    overrides, expected = unbroken
+    luck = random.Random(f"{overrides[0]} {seed}")
+    study = tmp_path / "multirun" / "s"
+    plan = {"sd": 0.05, "step_s": 0.03}
+    process = begin(tmp_path, *overrides, plan=plan)
+    victims = set()
+    for _ in range(3):
+        time.sleep(luck.uniform(0.0, 5.0))
+        target = luck.choice(["parent", "worker", "both"])
+        running = workers(study)
+        if target != "parent":
+            for worker in running:
+                if worker.cmdline()[2] not in victims:  # a trial that kills its workers again and again is lost
+                    victims.add(worker.cmdline()[2])
+                    worker.kill()
+        if target != "worker" and process.poll() is None:
+            process.kill()
+            process.wait()
+            assert wait_for(lambda: not workers(study), 5), "a worker outlives its parent"
+        if process.poll() is not None:
+            process = begin(tmp_path, *overrides, plan=plan)
+    assert process.wait(timeout=120) == 0, (tmp_path / "said.log").read_text()
+    assert results(study) == expected
+    assert wait_for(lambda: not workers(study), 5)
