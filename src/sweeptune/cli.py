@@ -66,20 +66,91 @@ def preview(
 
 
 @app.command()
-def compare(
-    folder: Annotated[Path, typer.Argument(help="Any folder of runs, such as multirun/demo.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="The table for a spreadsheet.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table for a report.")] = False,
+def estimate(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as for train.py: method=qlora model=internlm2_7b")
+    ] = None,
+    bounds: Annotated[
+        bool, typer.Option("--bounds", help="Read no data: full micro-batches of data.max_length, all with loss.")
+    ] = False,
+    capacity: Annotated[float | None, typer.Option(help="GiB that the GPU has for it, without the context.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Put runs side by side; ranks only what may be compared, and says why not."""
-    from sweeptune.report import render
+    """Predict a run's peak memory on a CUDA GPU, without one and without weights.
+
+    Example: sweeptune estimate method=qlora model=internlm2_1_8b model.weights=random hardware.micro_batch=8
+    """
+    problems = check(overrides or [], multirun=False)
+    if problems:
+        raise ConfigError(problems)
+    from sweeptune.training.estimate import bounds as largest
+    from sweeptune.training.estimate import estimate as predict
+    from sweeptune.training.estimate import lines
+
+    config = compose(overrides or [])
+    found = predict(config, largest(config) if bounds else None, capacity)
+    typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A study or any other folder of runs, such as multirun/demo.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The runs for a spreadsheet.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The tables for a report.")] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="First train each method's best with unseen seeds, for the verdict.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="How many such seeds in all; by default study.confirm_seeds, else 3.")
+    ] = None,
+) -> None:
+    """Put runs side by side; ranks only what may be compared, and says why not. A study ends in a verdict.
+
+    Example: sweeptune compare multirun/method_tradeoff --confirm --seeds 5
+    """
+    from sweeptune.report import is_study, read_study, render, render_study
     from sweeptune.report.compare import load as load_comparison
 
+    problems = []
     if as_json + as_csv + as_markdown > 1:
-        raise ConfigError("--json, --csv and --markdown exclude each other; give one")
+        problems.append("--json, --csv and --markdown exclude each other; give one")
+    if seeds is not None and not confirm:
+        problems.append(f"--seeds {seeds}: says how many confirmation runs there are in all; give --confirm, too")
+    if confirm and not is_study(folder):
+        problems.append(f"--confirm: {folder} is no study's folder; it has no study.json")
+    if problems:
+        raise ConfigError(problems)
+    if confirm:
+        from sweeptune.study import confirm as run_confirmation
+
+        run_confirmation(folder, seeds)
     form = "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
-    render(load_comparison(folder), form)
+    if is_study(folder):
+        render_study(read_study(folder), form)
+    else:
+        render(load_comparison(folder), form)
+
+
+@app.command()
+def recommend(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    memory: Annotated[str | None, typer.Option(help="Most peak memory: 8GiB, 24GB; by default any.")] = None,
+    min_tokens_per_s: Annotated[float | None, typer.Option(min=0, help="Least speed; by default any.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what to train with inside a limit: the method, what to expect, the runner-up, and the command.
+
+    Example: sweeptune recommend multirun/method_tradeoff --memory 8GiB --min-tokens-per-s 5000
+    """
+    from sweeptune.report.recommend import parse_memory
+    from sweeptune.report.recommend import recommend as choose
+    from sweeptune.report.recommend_text import render_recommendation
+    from sweeptune.report.studies import read_study
+
+    limit = None if memory is None else parse_memory(memory)
+    study = read_study(folder)
+    render_recommendation(study, choose(study, limit, min_tokens_per_s), as_json)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import pytest
 
 from sweeptune.tracking.record import PARTS, write_record
 from tests.cli.conftest import Command
+from tests.report.fake_study import leave_confirmed, leave_study, leave_trial
 
 
 def leave(folder: Path, **given: Any) -> None:
@@ -90,3 +91,61 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "3.000 -> 2.250*" in done.stdout and "\x1b" not in done.stdout
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Path:
+    """A study of two methods, not confirmed."""
+    folder = leave_study(tmp_path / "tradeoff", ("full", "lora"))
+    for number, method in enumerate(("full", "lora", "lora")):
+        params = {"method": method, "optim.lr": number} if number == 2 else {"method": method}
+        leave_trial(folder, number, method, 2.0 - number / 10, params=params)
+    return folder
+
+
+def test_a_study_is_judged(trials: Path, sweeptune: Command) -> None:
+    done = sweeptune("compare", str(trials))
+    assert done.status == 0
+    assert "undecided: lora, full." in done.out
+    assert done.out.splitlines()[-1] == f"to decide: sweeptune compare {trials} --confirm --seeds 3"
+    assert len(json.loads(sweeptune("compare", str(trials), "--json").out)["trials"]) == 3
+
+
+def test_confirm_runs_first(trials: Path, sweeptune: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, int | None]] = []
+
+    def confirm(folder: Path, seeds: int | None) -> None:
+        asked.append((folder, seeds))
+        leave_confirmed(folder, {"full": {7: 2.0, 8: 2.1}, "lora": {7: 1.0, 8: 1.11}})
+
+    monkeypatch.setattr("sweeptune.study.confirm", confirm)
+    done = sweeptune("compare", str(trials), "--confirm", "--seeds", "2")
+    assert asked == [(trials, 2)]
+    assert "retrained with 2 seeds" in done.out
+
+
+def test_wrong_uses_of_confirm_are_told_together(study: Path, sweeptune: Command) -> None:
+    done = sweeptune("compare", str(study), "--confirm", "--json", "--csv")
+    assert done.status == 2 and "exclude each other" in done.err and "is no study's folder" in done.err
+    assert "give --confirm, too" in sweeptune("compare", str(study), "--seeds", "3").err
+
+
+def test_a_recommendation_ends_with_the_command(trials: Path, sweeptune: Command) -> None:
+    done = sweeptune("recommend", str(trials), "--memory", "4GiB", "--min-tokens-per-s", "10000")
+    assert done.status == 0
+    assert done.out.splitlines()[-1] == "python train.py model=smollm2_135m_q4 data=pydocs method=lora optim.lr=2"
+    assert json.loads(sweeptune("recommend", str(trials), "--json").out)["chosen"]["trial"]["number"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tradeoff", "--memory", "huge"], "give a size such as 8GiB"),
+        (["tradeoff", "--memory", "1GiB"], "the smallest needs 3.10 GiB"),
+        (["missing"], "no such folder"),
+    ],
+)
+def test_a_wrong_wish_is_explained(trials: Path, sweeptune: Command, arguments: list[str], message: str) -> None:
+    done = sweeptune("recommend", str(trials.parent / arguments[0]), *arguments[1:])
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err and "Traceback" not in done.err

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sweeptune.report import render, show
+from sweeptune.report.cells import count
 from sweeptune.report.compare import load
-from sweeptune.report.table import _count
 from tests.report.conftest import Leave
 
 EVIL = "=1+1 | <script> [bold]x[/bold]\x1b[31m\nsecond line"
@@ -152,7 +152,7 @@ def test_digits_of_a_column_are_aligned(leave: Leave, tmp_path: Path, capsys: py
     ("parameters", "text"), [(None, "-"), (0, "0"), (999, "999"), (921_600, "921.6 K"), (4_884_480, "4.88 M")]
 )
 def test_counts_are_short(parameters: int | None, text: str) -> None:
-    assert _count(parameters) == text
+    assert count(parameters) == text
 
 
 def test_show_prints_the_table(two_groups: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweeptune.report.cells import clock, count, escape, figure, markdown_row, no_formula, plain
 from sweeptune.report.compare import Comparison, Run
 from sweeptune.report.remarks import BEST, SHARED, clean, remarks
 
@@ -104,7 +105,7 @@ def to_csv(comparison: Comparison) -> str:
     writer.writeheader()
     for row in rows:
         writer.writerow(
-            {key: _no_formula(clean(value)) if isinstance(value, str) else value for key, value in row.items()}
+            {key: no_formula(clean(value)) if isinstance(value, str) else value for key, value in row.items()}
         )
     return out.getvalue()
 
@@ -114,12 +115,12 @@ def to_markdown(comparison: Comparison) -> str:
     columns = _columns(comparison)
     if any(run.reason for run in comparison.runs):
         columns.append(Column("reason", lambda run: clean(run.reason or "")))
-    lines = [_escape(_title(comparison)), "", _markdown_row([column.heading for column in columns])]
+    lines = [escape(_title(comparison)), "", markdown_row([column.heading for column in columns])]
     lines.append("|" + "".join(" ---: |" if column.right else " --- |" for column in columns))
     for run in comparison.runs:
-        cells = [(_escape(column.cell(run)), _is_best(comparison, column, run)) for column in columns]
+        cells = [(escape(column.cell(run)), _is_best(comparison, column, run)) for column in columns]
         lines.append("| " + " | ".join(f"**{text}**" if best else text for text, best in cells) + " |")
-    lines += [text for line in remarks(comparison, best="bold") for text in ("", _escape(line))]
+    lines += [text for line in remarks(comparison, best="bold") for text in ("", escape(line))]
     return "\n".join(lines) + "\n"
 
 
@@ -135,12 +136,12 @@ def _columns(comparison: Comparison) -> list[Column]:
     columns += [
         Column("status", lambda run: run.status),
         Column("loss before -> after", _loss, "loss", right=True),
-        Column("bits/byte", lambda run: _figure(run.bits_per_byte, ".3f"), "bits_per_byte", right=True),
-        Column("peak GiB", lambda run: _figure(run.peak_memory_gib, ".2f"), "peak_memory_gib", right=True),
+        Column("bits/byte", lambda run: figure(run.bits_per_byte, ".3f"), "bits_per_byte", right=True),
+        Column("peak GiB", lambda run: figure(run.peak_memory_gib, ".2f"), "peak_memory_gib", right=True),
         Column("tokens/s", _speed, "tokens_per_s", right=True),
-        Column("trainable", lambda run: _count(run.trainable), right=True),
+        Column("trainable", lambda run: count(run.trainable), right=True),
         Column("%", _percent, right=True),
-        Column("time", lambda run: _time(run.seconds), right=True),
+        Column("time", lambda run: clock(run.seconds), right=True),
     ]
     columns += [Column(key, _field(key, ","), right=True) for key in differing if key in ("steps", "tokens")]
     for kind, heading in (("quality", "loss group"), ("cost", "cost group")):
@@ -213,32 +214,18 @@ def _title(comparison: Comparison) -> str:
 
 
 def _settings(run: Run) -> str:
-    return clean(" ".join(f"{key.rpartition('.')[2]}={_plain(value)}" for key, value in run.settings.items()))
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return clean(" ".join(f"{key.rpartition('.')[2]}={plain(value)}" for key, value in run.settings.items()))
 
 
 def _loss(run: Run) -> str:
     if run.loss_before is None and run.loss is None:
         return "-"
-    return f"{_figure(run.loss_before, '.3f')} -> {_figure(run.loss, '.3f')}"
+    return f"{figure(run.loss_before, '.3f')} -> {figure(run.loss, '.3f')}"
 
 
 def _speed(run: Run) -> str:
     shared = run.tokens_per_s is not None and run.exclusive is not True
-    return (SHARED if shared else "") + _figure(run.tokens_per_s, ",.0f")
-
-
-def _count(parameters: int | None) -> str:
-    """Three digits that count: ``921.6 K``, ``4.88 M``, ``134.5 M``, ``7.24 B``."""
-    if parameters is None:
-        return "-"
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if parameters >= size:
-            return f"{parameters / size:.{1 if parameters >= 100 * size else 2}f} {unit}"
-    return str(parameters)
+    return (SHARED if shared else "") + figure(run.tokens_per_s, ",.0f")
 
 
 def _percent(run: Run) -> str:
@@ -247,35 +234,9 @@ def _percent(run: Run) -> str:
     return f"{100 * run.trainable / run.parameters:.1f}"
 
 
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _field(key: str, form: str = "") -> Callable[[Run], str]:
     def cell(run: Run) -> str:
         value = getattr(run, key)
         return "-" if value is None else clean(format(value, form))
 
     return cell
-
-
-def _no_formula(text: str) -> str:
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(map(_escape, cells)) + " |"
-
-
-def _escape(text: str) -> str:
-    r"""Keep text from being Markdown or HTML: ``a|b<c`` -> ``a\|b&lt;c``."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(" -> ", " → ").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|#~" else c for c in text)
