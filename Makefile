@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format clean
+.PHONY: help install demo test test-fast test-chaos lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,6 +23,9 @@ test: .venv/installed-dev  ## all tests, with the embedded model
 
 test-fast: .venv/installed-dev  ## the tests that take seconds
 	$(PYTEST) -m "not slow and not embedded"
+
+test-chaos: .venv/installed-dev  ## kill studies at 100 random moments (make test: 10)
+	SWEEPTUNE_CHAOS=100 $(PYTEST) -n 2 tests/study/test_engine.py -k killed_at
 
 lint: .venv/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
