@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -156,13 +157,18 @@ def test_two_ranks_make_the_same_step_and_the_same_eval_loss(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_sigterm_before_any_rank_has_started_stops_torchrun(tmp_path, tiny):
-    arguments = ["--multirun", *tiny, "hardware.gpus_per_trial=2", "study.name=early", "train.max_steps=20000"]
+    arguments = ["--multirun", *tiny, "hardware.gpus_per_trial=2", "study.name=early", "study.probe_steps=0"]
+    arguments += ["train.max_steps=20000"]
     command = [sys.executable, str(ROOT / "train.py"), *arguments, "train.epochs=null"]
     parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not psutil.Process(parent.pid).children():
+    started: list[psutil.Process] = []
+    while time.monotonic() < deadline and not started:  # git is a child, too, for a moment
         time.sleep(0.02)
-    [worker] = psutil.Process(parent.pid).children()
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(parent.pid).children()
+            started = [child for child in children if "sweeptune.launch.worker" in child.cmdline()]
+    [worker] = started
     time.sleep(0.3)
     parent.send_signal(signal.SIGTERM)
     parent.communicate(timeout=60)
