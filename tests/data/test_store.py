@@ -326,4 +326,4 @@ def test_a_large_file_is_tokenized_in_little_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(re.findall(r"\{.*\}", done.stdout)[-1])
     assert found["tokens"] > 8e6, "as lists these alone would take 128 MB and more"
-    assert found["growth"] < size / 2, f"{found['growth']:.0f} MiB more for a file of {size:.0f} MiB"
+    assert found["growth"] < size / 3, f"{found['growth']:.0f} MiB more for a file of {size:.0f} MiB"

@@ -34,7 +34,7 @@ from sweeptune.data.template import apply_template, document_texts, drops, no_te
 __all__ = ["Encoded", "Encoder", "Row", "Span"]
 
 VERSION = 2  # raised whenever other ids or masks come out than before, so that nothing old is used again
-BATCH = 1024
+BATCH = 512
 BATCH_CHARACTERS = 4_000_000
 SHAPES = 2048
 Shape = tuple[tuple[str, ...], tuple[bool, ...]]
