@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from sweeptune.report.pareto import box, front, grows, hypervolume, share
+from sweeptune.config.study_rules import grows
+from sweeptune.report.pareto import box, front, hypervolume, share
 
 
 def cloud(seed: int, number: int, objectives: int) -> list[tuple[float, ...]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeptune.report import show, study_table
+from sweeptune.report import show
 from sweeptune.report.scatter import Dot, letters, scatter
 from sweeptune.report.studies import read_study
 from sweeptune.report.study_table import render_study
@@ -44,7 +44,7 @@ def terminal(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     def make(file: io.TextIOBase) -> Console:
         return Console(file=file, width=width, force_terminal=True, color_system=None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(study_table, "Console", make)
+    monkeypatch.setattr("sweeptune.report.cells.Console", make)
     return shown(folder, capsys)
 
 

@@ -129,7 +129,7 @@ def test_a_terminal_of_any_width_shows_whole_figures(
     for number, method in enumerate(("full", "qlora", "lora_int8")):
         leave(f"{number}", method=method, loss=2.5 - number / 10, model=f"smollm2_{number}", steps=8 + number)
     leave("3", status="oom", reason="no room " * 40)
-    monkeypatch.setattr("sweeptune.report.table.WIDE", width)
+    monkeypatch.setattr("sweeptune.report.cells.WIDE", width)
     text = shown(tmp_path, "table", capsys)
     table = text.splitlines()[1 : text.splitlines().index(next(x for x in text.splitlines() if "3 oom: " in x))]
     assert max(map(len, table)) <= width

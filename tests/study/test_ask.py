@@ -15,6 +15,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.study_rules import chosen_sampler
 from sweeptune.study.ask import (
     EXHAUSTED,
     ask,
@@ -23,7 +24,6 @@ from sweeptune.study.ask import (
     exhausted,
     next_method,
     sample_again,
-    sampler_of,
     state_of,
     tell,
 )
@@ -139,9 +139,9 @@ def test_what_does_not_fit_is_avoided(tmp_path: Path) -> None:
 
 def test_a_grid_is_walked_by_number_behind_its_baselines(tmp_path: Path) -> None:
     settings = StudyConfig(baselines=True)
-    assert sampler_of(GRID, settings) == "grid"
-    assert sampler_of(GRID, replace(settings, trials=3)) == "tpe"
-    assert sampler_of(SPACE, settings) == "tpe"
+    assert chosen_sampler(GRID, settings) == "grid"
+    assert chosen_sampler(GRID, replace(settings, trials=3)) == "tpe"
+    assert chosen_sampler(SPACE, settings) == "tpe"
     study = create(tmp_path, settings)
     for point in GRID.baselines():
         ask_for(study, GRID, point)

@@ -217,6 +217,7 @@ class TrackerConfig:
     name: Literal["none"]
 
 
+Sampler = Literal["auto", "tpe", "nsga2", "random", "grid"]
 Fractions = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=8)]
 
 
@@ -238,7 +239,7 @@ class StudyConfig:
     Speeds grow better, all else falls."""
     constraints: dict[str, float] = field(default_factory=dict)
     """Limits that a configuration must keep, such as ``{peak_memory_gib: 8}``; of speeds the least that is allowed."""
-    sampler: Literal["auto", "tpe", "nsga2", "random", "grid"] = "auto"
+    sampler: Sampler = "auto"
     """What proposes the next trial; ``auto``: the grid where only lists are swept and trials is null, else tpe."""
     baselines: bool = False
     """Run each method at its recommended settings first."""

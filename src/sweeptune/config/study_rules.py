@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.config.schema import Config, Sampler, StudyConfig
 from sweeptune.config.space import Space
 from sweeptune.config.words import nearest
 
 SHORT_NAMES = ("eval_loss", "peak_memory_gib", "tokens_per_s")
 """The figures that methods are compared by; all others are dotted fields of the record."""
+GROWING = ("tokens_per_s", "loss_tokens_per_s", "mfu", "matmul_efficiency")
+"""Figures that are better when they are larger; all others are better when they are smaller."""
 FIGURES = {
     "eval": ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte", "loss_tokens", "samples"),
     "memory": (
@@ -37,6 +39,16 @@ OPEN = ("eval.tasks.", "memory.phases.")
 """Parts of the record whose names a run decides."""
 
 
+def grows(figure: str) -> bool:
+    """Whether more of a figure is better.
+
+    Example:
+        >>> grows("speed.tokens_per_s"), grows("eval_loss")
+        (True, False)
+    """
+    return figure.rpartition(".")[2] in GROWING
+
+
 def study_figures(config: Config) -> Iterator[str]:
     """Objectives and constraints that no record has."""
     study = config.study
@@ -51,7 +63,7 @@ def study_figures(config: Config) -> Iterator[str]:
         yield f"study.objectives=[{', '.join(study.objectives)}]: {twice[0]} stands there twice. Take one out"
 
 
-def chosen_sampler(space: Space, study: StudyConfig) -> str:
+def chosen_sampler(space: Space, study: StudyConfig) -> Sampler:
     """The sampler by name: ``auto`` is the grid where it can be listed and ``trials`` is null, else TPE."""
     if study.sampler != "auto":
         return study.sampler

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from rich.console import Console
+
 UNKNOWN = "-"
+WIDE = 140
+"""Characters a line where the output is no terminal, so that a log holds the whole table."""
 
 
 def figure(value: float | None, form: str) -> str:
@@ -52,3 +57,9 @@ def escape(text: str) -> str:
     r"""Keep text from being Markdown or HTML: ``a|b<c`` -> ``a\|b&lt;c``."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(" -> ", " → ").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#~" else c for c in text)
+
+
+def stdout_console() -> Console:
+    """Where tables go: the terminal as it is, or lines of `WIDE` characters without colours for a file or a program."""
+    terminal = Console(file=sys.stdout)
+    return terminal if terminal.is_terminal else Console(file=sys.stdout, width=WIDE, color_system=None)

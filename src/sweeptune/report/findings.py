@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sweeptune.report.pareto import Point, box, front, grows, share
+from sweeptune.config.study_rules import grows
+from sweeptune.report.pareto import Point, box, front, share
 from sweeptune.report.studies import Study, Trial
 
 MISFIT = "misfit"

@@ -7,19 +7,6 @@ from collections.abc import Sequence
 Point = tuple[float, ...]
 """One value an objective, all to be minimised."""
 
-GROWING = ("tokens_per_s", "loss_tokens_per_s", "mfu", "matmul_efficiency")
-"""Figures that are better when they are larger; all others are better when they are smaller."""
-
-
-def grows(objective: str) -> bool:
-    """Whether more of an objective is better.
-
-    Example:
-        >>> grows("speed.tokens_per_s"), grows("eval_loss")
-        (True, False)
-    """
-    return objective.rpartition(".")[2] in GROWING
-
 
 def front(points: Sequence[Point]) -> list[int]:
     """Places of the points that no other point beats.

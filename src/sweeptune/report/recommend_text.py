@@ -6,15 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweeptune.report.cells import stdout_console
 from sweeptune.report.recommend import Candidate, Recommendation
 from sweeptune.report.sheet import portable, print_words
 from sweeptune.report.studies import Study
 from sweeptune.report.study_sheets import settings
-from sweeptune.report.table import WIDE
 from sweeptune.report.words import confirm_command, in_words
 
 CONTEXT_GIB = 0.6
@@ -26,8 +25,7 @@ def render_recommendation(study: Study, found: Recommendation, as_json: bool = F
     if as_json:
         sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
         return
-    terminal = Console(file=sys.stdout)
-    console = terminal if terminal.is_terminal else Console(file=sys.stdout, width=WIDE, color_system=None)
+    console = stdout_console()
     limits = [f"{found.memory_gib:.2f} GiB"] if found.memory_gib is not None else []
     limits += [f"at least {found.min_tokens_per_s:,.0f} tokens/s"] if found.min_tokens_per_s is not None else []
     within = f" within {' and '.join(limits)}" if limits else ""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sweeptune.config.study_rules import grows
 from sweeptune.report.cells import UNKNOWN, clock, count, figure, plain
 from sweeptune.report.findings import Predictions, find_failures, find_front, find_predictions
-from sweeptune.report.pareto import grows
 from sweeptune.report.remarks import clean
 from sweeptune.report.sheet import Cell, Column, Sheet
 from sweeptune.report.statistics import Interval, Pair

@@ -12,15 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sweeptune.report.cells import escape, no_formula
+from sweeptune.config.study_rules import grows
+from sweeptune.report.cells import escape, no_formula, stdout_console
 from sweeptune.report.findings import find_failures, find_front, find_predictions
-from sweeptune.report.pareto import grows
 from sweeptune.report.remarks import clean
 from sweeptune.report.scatter import Dot, letters, scatter
 from sweeptune.report.sheet import portable, print_sheet, print_words, sheet_markdown
 from sweeptune.report.studies import Study, Trial, swept
 from sweeptune.report.study_sheets import FRONT, MANY, endings, objective, sheets, title
-from sweeptune.report.table import WIDE
 from sweeptune.report.verdict import Arm, judge
 from sweeptune.report.words import verdict_words
 
@@ -43,8 +42,7 @@ def render_study(study: Study, form: str = "table", brief: bool = False) -> None
         forms = {"markdown": study_markdown, "csv": study_csv, "json": study_json}
         sys.stdout.write(forms[form](study))
         return
-    terminal = Console(file=sys.stdout)
-    console = terminal if terminal.is_terminal else Console(file=sys.stdout, width=WIDE, color_system=None)
+    console = stdout_console()
     verdict = judge(study)
     print_words(console, title(study), style="bold")
     print_words(console, endings(study))

@@ -16,18 +16,15 @@ from typing import Any, Literal
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweeptune.report.cells import clock, count, escape, figure, markdown_row, no_formula, plain
+from sweeptune.report.cells import clock, count, escape, figure, markdown_row, no_formula, plain, stdout_console
 from sweeptune.report.compare import Comparison, Run
 from sweeptune.report.remarks import BEST, SHARED, clean, remarks
 
 Form = Literal["table", "markdown", "csv", "json"]
 
-WIDE = 140
-"""Characters a line where the output is no terminal, so that a log holds the whole table."""
 CONSTANT = ("model", "data", "seed", "steps", "tokens")
 """What gets a column only when it differs between the runs; else it stands once, above them."""
 DROPPED = ("time", "tokens", "steps", "bits/byte", "%", "trainable")
@@ -63,8 +60,7 @@ def render(comparison: Comparison, form: str = "table") -> None:
         forms = {"markdown": to_markdown, "csv": to_csv, "json": to_json}
         sys.stdout.write(forms[form](comparison))
         return
-    terminal = Console(file=sys.stdout)
-    console = terminal if terminal.is_terminal else Console(file=sys.stdout, width=WIDE, color_system=None)
+    console = stdout_console()
     columns, hidden = _fitting(comparison, console.width)
     console.print(_title(comparison), style="bold", markup=False, highlight=False)
     console.print(_rich(comparison, columns))

@@ -15,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.study_rules import chosen_sampler, grows
 from sweeptune.study.sampler import PARTIAL, Seeded
 from sweeptune.study.space import Choice, Domain, FloatRange, IntRange, Point, Space, Value
 from sweeptune.study.tpe import METHOD
@@ -26,7 +27,6 @@ STATES = {
     "pruned": TrialState.PRUNED,
     **dict.fromkeys(LESSONS, TrialState.PRUNED),
 }
-GROW_BETTER = ("tokens_per_s", "loss_tokens_per_s", "mfu", "matmul_efficiency")
 EXHAUSTED = 25
 """So many proposals in a row that were known or predicted not to fit: the method has nothing new to try."""
 
@@ -38,15 +38,7 @@ def directions(objectives: Sequence[str]) -> list[Literal["minimize", "maximize"
         >>> directions(["eval_loss", "speed.tokens_per_s"])
         ['minimize', 'maximize']
     """
-    return ["maximize" if name.rpartition(".")[2] in GROW_BETTER else "minimize" for name in objectives]
-
-
-def sampler_of(space: Space, settings: StudyConfig) -> str:
-    """The sampler that ``study.sampler: auto`` stands for: the grid where only lists are swept and no number of trials
-    is set, else tpe."""
-    if settings.sampler != "auto":
-        return settings.sampler
-    return "grid" if space.finite and settings.trials is None else "tpe"
+    return ["maximize" if grows(name) else "minimize" for name in objectives]
 
 
 def ask(
@@ -223,7 +215,7 @@ def _fill(
     study: optuna.Study, trial: optuna.Trial, space: Space, settings: StudyConfig, seed: int, method: str | None
 ) -> tuple[optuna.Trial, Point]:
     """Draw every parameter of a trial that it does not have yet."""
-    name = sampler_of(space, settings)
+    name = chosen_sampler(space, settings)
     if name == "grid":
         point = _grid_point(space, settings, trial.number)
         return ask_for(study, space, point, trial.number), point
@@ -242,9 +234,17 @@ def _grid_point(space: Space, settings: StudyConfig, number: int) -> Point:
     return points[index]
 
 
+def note(study: optuna.Study, number: int, key: str, value: Any) -> None:
+    """Set a user attribute of a trial without waking its sampler."""
+    study._storage.set_trial_user_attr(_identity(study, number), key, value)
+
+
 def _trial(study: optuna.Study, number: int) -> optuna.Trial:
-    identity = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    return optuna.Trial(study, identity)
+    return optuna.Trial(study, _identity(study, number))
+
+
+def _identity(study: optuna.Study, number: int) -> int:
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
 
 
 def _suggest(trial: optuna.Trial) -> Callable[[str, Domain], Value]:

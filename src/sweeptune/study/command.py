@@ -14,10 +14,11 @@ from typing import Any
 from sweeptune.config.compose import compose, conf_from
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.config.study_rules import chosen_sampler, search_problems
 from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.space import Space, fixed_overrides, read_space
-from sweeptune.study.store import Identity, Store, as_json, differences, git_state
+from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import flat
 
 log = logging.getLogger("sweeptune")
@@ -96,7 +97,7 @@ def confirm(folder: Path, seeds: int | None = None) -> Ended:
 
 def _counted(store: Store) -> int:
     store.refresh()
-    return sum(line["kind"] in ("baseline", "trial") for line in store.trials.values())
+    return sum(line["kind"] in COUNTING for line in store.trials.values())
 
 
 def _work(store: Store, identity: Identity) -> Ended:
@@ -153,14 +154,8 @@ def _resolved(settings: StudyConfig, space: Space) -> StudyConfig:
     """The sampler by name.
 
     Raises:
-        ConfigError: The search would never end.
+        ConfigError: It cannot search this space, or would never end.
     """
-    sampler = settings.sampler
-    if sampler == "auto":
-        sampler = "grid" if space.finite and settings.trials is None else "tpe"
-    if sampler != "grid" and settings.trials is None:
-        raise ConfigError(
-            f"study.sampler={sampler} without study.trials: the search would never end. Say how many trials there "
-            "shall be, for example study.trials=30"
-        )
-    return replace(settings, sampler=sampler)
+    if problems := search_problems(space, settings):
+        raise ConfigError(problems)
+    return replace(settings, sampler=chosen_sampler(space, settings))

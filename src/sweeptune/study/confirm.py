@@ -11,7 +11,7 @@ from sweeptune.config.compose import load
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
 from sweeptune.study.lease import Lease, Leases
-from sweeptune.study.store import Store
+from sweeptune.study.store import Store, eligible
 from sweeptune.tracking.files import write_json
 from sweeptune.tracking.record import read_record
 
@@ -77,11 +77,8 @@ def best_of(store: Store) -> dict[str, int]:
     """The trial with the lowest eval loss of each method, among those that completed within the limits."""
     best: dict[str, dict[str, Any]] = {}
     for _, line in sorted(store.trials.items()):
-        if line["status"] != "completed" or line["eval_loss"] is None or line["kind"] not in ("baseline", "trial"):
-            continue
-        kept = all(by <= 0 for by in line["constraints"].values())
         known = best.get(line["method"])
-        if kept and (known is None or line["eval_loss"] < known["eval_loss"]):
+        if eligible(line) and (known is None or line["eval_loss"] < known["eval_loss"]):
             best[line["method"]] = line
     return {method: line["number"] for method, line in best.items()}
 

@@ -34,7 +34,7 @@ from sweeptune.study.pruning import Pruner
 from sweeptune.study.queue import Queue
 from sweeptune.study.slots import Slot, find_slots
 from sweeptune.study.space import Space
-from sweeptune.study.store import Store, git_state
+from sweeptune.study.store import Store
 from sweeptune.study.trial import (
     Trial,
     broken,
@@ -56,8 +56,6 @@ LOOK_S = 1.0
 """How often metrics of running trials are read and other engines looked after."""
 DEATHS = 1
 """How many killed workers a trial is given; then it is lost."""
-FAILED = ("oom", "diverged", "timeout", "crashed", "lost", "invalid_config", "invalid_run")
-COUNTING = ("baseline", "trial")
 
 
 @dataclass
@@ -97,8 +95,7 @@ class Engine:
         total: int | None,
         display: Display,
     ) -> None:
-        self.store, self.fixed, self.space, self.settings, self.base = store, fixed, space, settings, base
-        self.total, self.display = total, display
+        self.store, self.settings, self.display = store, settings, display
         self.study: optuna.Study = store.optuna(settings)
         self.slots = find_slots(dataclasses.replace(base, study=settings), store.folder)
         self.leases = Leases()
@@ -111,7 +108,7 @@ class Engine:
         self._environment = {
             "PYTHONPATH": os.pathsep.join([str(store.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "SWEEPTUNE_SHARED": str((store.folder / "shared").resolve()),
-            **({"SWEEPTUNE_GIT": state} if (state := git_state()) else {}),
+            **({"SWEEPTUNE_GIT": state} if (state := store.read()["git"]) else {}),
         }
 
     def run(self) -> bool:
@@ -287,8 +284,7 @@ class Engine:
             return False
         if trial is not None:
             trial.deaths += 1
-            number = self.study.get_trials(deepcopy=False)[trial.number]._trial_id
-            self.study._storage.set_trial_user_attr(number, "deaths", trial.deaths)
+            asking.note(self.study, trial.number, "deaths", trial.deaths)
             if unit.kind == "loss":
                 trial.waiting.insert(0, unit.seed)
         else:
@@ -313,17 +309,12 @@ class Engine:
             write_record(trial.folder, _of_all(records))
         line = line_of(trial, self.settings)
         line["seconds"] = max(line["seconds"], round(time.monotonic() - trial.began, 3)) if records else 0.0
-        self._tell(trial, line)
+        asking.note(self.study, trial.number, "kind", trial.kind)
+        asking.tell(self.study, trial.number, line, self.settings)
         self.store.add(line)
         self.weights.keep(line)
         self.leases.release(trial.lease)
-        self.pruner.finished(line)
         self.display.finished(line)
-
-    def _tell(self, trial: Trial, line: dict[str, Any]) -> None:
-        storage_id = self.study.get_trials(deepcopy=False)[trial.number]._trial_id
-        self.study._storage.set_trial_user_attr(storage_id, "kind", trial.kind)
-        asking.tell(self.study, trial.number, line, self.settings)
 
     def _forget(self, unit: Unit) -> None:
         """Another process went on in our place, because it took us for dead: leave everything to it."""
@@ -346,7 +337,7 @@ class Engine:
             if owner in lost or unit.folder in lost:
                 unit.worker.kill()
             if unit.kind == "loss" and unit.trial is not None and self.settings.prune:
-                self.pruner.look(unit.trial, unit.seed, unit.folder, list(self.queue.held.values()))
+                self.pruner.look(unit.trial, unit.seed, unit.folder)
 
     def _over(self) -> bool:
         running = any(slot.units for slot in self.slots)

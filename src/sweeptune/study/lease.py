@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from sweeptune.tracking.files import write_text
+
 log = logging.getLogger("sweeptune")
 
 HEARTBEAT_S = 5.0
@@ -56,7 +58,7 @@ class Lease:
     def release(self) -> None:
         """Let others go on at once."""
         with suppress(OSError):
-            _write(self.path, {"released": True})
+            write_text(self.path, json.dumps({"released": True}))
 
 
 @dataclass
@@ -159,13 +161,6 @@ def _create(path: Path, value: dict[str, Any]) -> bool:
         return True
     finally:
         os.unlink(name)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-lease-")
-    with os.fdopen(handle, "w") as file:
-        json.dump(value, file)
-    os.replace(name, path)
 
 
 def _self() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ class Pruner:
         self.store, self.settings = store, settings
         self._curves: dict[int, list[Curve]] = {}
 
-    def finished(self, line: dict[str, Any]) -> None:
-        """Take the curves of a trial that has ended."""
+    def _read(self, line: dict[str, Any]) -> list[Curve]:
+        """The curves of a trial that has ended."""
         folder = self.store.folder / line["folder"]
         seeds = line["seeds"]
-        self._curves[line["number"]] = [
+        return [
             Curve(
                 number=line["number"],
                 method=line["method"],
@@ -47,7 +46,7 @@ class Pruner:
             for seed in seeds
         ]
 
-    def look(self, trial: Trial, seed: int, folder: Path, held: Sequence[Trial]) -> None:
+    def look(self, trial: Trial, seed: int, folder: Path) -> None:
         """Ask a running trial to end where it is clearly behind; the run finds the file and says so in its record."""
         note = folder / "pruned.json"
         if trial.kind == "baseline" or note.exists():
@@ -56,7 +55,7 @@ class Pruner:
         if len(losses) < 2:  # the first is before training
             return
         for number in self.store.trials.keys() - self._curves.keys():
-            self.finished(self.store.trials[number])
+            self._curves[number] = self._read(self.store.trials[number])
         mine = Curve(
             number=trial.number,
             method=trial.method,

@@ -13,14 +13,12 @@ from sweeptune.config.schema import StudyConfig
 from sweeptune.study import ask as asking
 from sweeptune.study.lease import Lease, Leases
 from sweeptune.study.space import Space
-from sweeptune.study.store import Store
+from sweeptune.study.store import COUNTING, Store
 from sweeptune.study.trial import Trial, command_of, compose_trial, drop, finished_record, flat
 
 log = logging.getLogger("sweeptune")
 
 FAILED = ("oom", "diverged", "timeout", "crashed", "lost", "invalid_config", "invalid_run")
-COUNTING = ("baseline", "trial")
-"""Kinds that are among ``study.trials``; what was predicted not to fit, or proposed twice, is not."""
 SEEDS_TO_PRUNE = 3
 """Seeds of a baseline where trials may be pruned: what the seed alone does must be known first."""
 

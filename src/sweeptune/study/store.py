@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import time
 import warnings
 from collections.abc import Sequence
@@ -28,8 +27,11 @@ from sweeptune.config.schema import StudyConfig
 from sweeptune.study.ask import directions
 from sweeptune.study.space import Space
 from sweeptune.tracking.files import JsonLines, write_json
+from sweeptune.tracking.record import code_version
 
 SCHEMA = 1
+COUNTING = ("baseline", "trial")
+"""Kinds that are among ``study.trials``; what was predicted not to fit, or proposed twice, is not."""
 CHANGEABLE = ("name", "trials", "trials_per_gpu")
 """Settings of a study that may be others when it goes on; of the other settings, tracker and hardware.gpus may."""
 FREE = ("tracker", "hardware.gpus", "study")
@@ -246,18 +248,14 @@ def cut_torn_line(path: Path) -> None:
 
 def git_state() -> str | None:
     """``<commit> clean`` or ``<commit> dirty`` for the workers, whose code is a copy; None where there is no git."""
-    here = ["git", "-C", str(PACKAGE)]
-    try:
-        known = subprocess.run([*here, "ls-files", "--error-unmatch", "cli.py"], capture_output=True, timeout=10)
-        if known.returncode:
-            return None
-        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(
-            [*here, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit.stdout.strip()} {'dirty' if status.stdout.strip() else 'clean'}"
+    commit, dirty = code_version()
+    return None if commit is None else f"{commit} {'dirty' if dirty else 'clean'}"
+
+
+def eligible(line: dict[str, Any]) -> bool:
+    """Whether a trial may be its method's best: it completed, and keeps every limit."""
+    kept = all(by <= 0 for by in line["constraints"].values())
+    return line["kind"] in COUNTING and line["status"] == "completed" and line["eval_loss"] is not None and kept
 
 
 def cost_class(flat: dict[str, Any]) -> str:

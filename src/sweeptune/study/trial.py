@@ -14,6 +14,7 @@ from typing import Any
 from sweeptune.config.compose import compose
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, SpaceConfig, StudyConfig
+from sweeptune.config.study_rules import grows
 from sweeptune.launch.spawn import read_if_there
 from sweeptune.study.lease import Lease
 from sweeptune.study.space import Space
@@ -21,8 +22,6 @@ from sweeptune.study.store import cost_class
 from sweeptune.tracking.record import empty_record, write_record
 
 MEANS = ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte")
-SPEEDS = ("tokens_per_s", "loss_tokens_per_s", "mfu", "matmul_efficiency")
-"""Figures of which more is better; of all others less is."""
 SHORT = {
     "eval_loss": "eval.loss",
     "peak_memory_gib": "memory.peak_memory_gib",
@@ -142,7 +141,7 @@ def broken(values: Mapping[str, float | None], constraints: Mapping[str, float])
     for name, limit in constraints.items():
         value = values.get(name)
         if value is not None:
-            found[name] = limit - value if name.rpartition(".")[2] in SPEEDS else value - limit
+            found[name] = limit - value if grows(name) else value - limit
     return found
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from sweeptune.study.store import Store
-
-COUNTING = ("baseline", "trial")
+from sweeptune.study.store import Store, eligible
 
 
 class Weights:
@@ -27,9 +25,7 @@ class Weights:
             self._note(line)
 
     def _note(self, line: dict[str, Any]) -> bool:
-        if line["status"] != "completed" or line["kind"] not in COUNTING or line["eval_loss"] is None:
-            return False
-        if any(by > 0 for by in line["constraints"].values()):
+        if not eligible(line):
             return False
         known = self.store.trials.get(self.best.get(line["method"], -1))
         if known is None or line["eval_loss"] < known["eval_loss"]:

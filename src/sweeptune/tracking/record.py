@@ -18,6 +18,7 @@ from typing import Any
 import sweeptune
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
+from sweeptune.config.study_rules import FIGURES
 from sweeptune.tracking.files import write_json
 
 log = logging.getLogger("sweeptune")
@@ -57,27 +58,10 @@ PARTS: dict[str, tuple[str, ...]] = {
         "tasks",
         *MERGED,
     ),
-    "memory": (
-        "peak_memory_gib",
-        "peak_allocated_gib",
-        "peak_reserved_gib",
-        "paged_gib",
-        "device_gib",
-        "host_peak_gib",
-        "phases",
-    ),
-    "speed": (
-        "tokens_per_s",
-        "loss_tokens_per_s",
-        "step_ms",
-        "flops_per_token",
-        "mfu",
-        "matmul_efficiency",
-        "excluded_s",
-        "exclusive",
-    ),
-    "train": ("steps", "tokens", "loss_tokens", "final_loss", "seconds"),
-    "params": ("total", "trainable"),
+    "memory": (*FIGURES["memory"], "phases"),
+    "speed": (*FIGURES["speed"], "exclusive"),
+    "train": FIGURES["train"],
+    "params": FIGURES["params"],
     "proofs": ("gradients", "packing", "kernels"),
     "fingerprint": ("quality", "cost"),
     "environment": ("git", "dirty", "packages", "device", "driver"),
