@@ -3,9 +3,11 @@
     python bench/estimate.py --out results/                       on a CUDA GPU, about three minutes
     python bench/estimate.py --cpu --out results/                 a trial of the code on a CPU; its figures mean nothing
 
-All points run in one process, one after the other: random weights, rows of random lengths, and the package's own model
-building, steps, evaluation and memory meter. Predictions are made meanwhile by other processes, which see no GPU. The
-table for bench/RESULTS.md comes last; it and every point are written to ``--out`` after each measurement.
+Every point runs in a process of its own, as every trial does: in a shared one, whatever the run before left in the
+allocator's segments is counted again. As many run side by side as the GPU surely has memory for, which changes how long
+they take and not what they reserve. Random weights, rows of random lengths, and the package's own model building, steps,
+evaluation and memory meter. Predictions are made by other processes, which see no GPU. The table for bench/RESULTS.md
+comes last; it and every point are written to ``--out``.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -284,44 +287,67 @@ def words(
     ]
 
 
+def alone(spec: Spec, cpu: bool, need: int) -> tuple[float | None, str | None]:
+    """Measure a point in this process, when the GPU has ``need`` GiB for it; or why that failed."""
+    tokenizer = load_tokenizer(compose(["model=tiny"]).model)
+    with turn:
+        for _ in range(need):
+            room.acquire()
+    try:
+        return measure(spec, cpu, tokenizer), None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, brief(error)
+    finally:
+        for _ in range(need):
+            room.release()
+
+
+def share(the_turn: Any, the_room: Any) -> None:
+    """Give a process what decides whether its point may run now."""
+    global turn, room
+    turn, room = the_turn, the_room
+
+
 def main() -> None:
     """Measure and predict everything, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the points")
     parser.add_argument("--cpu", action="store_true", help="a trial of the code")
-    parser.add_argument("--seconds", type=float, default=190, help="no measurement begins after this time")
-    parser.add_argument("--processes", type=int, default=min(10, os.cpu_count() or 1), help="that predict")
+    parser.add_argument("--room", type=int, default=70, help="GiB of the GPU that all measurements together may take")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--predict", type=int, default=max(1, cores // 2), help="processes that predict")
+    parser.add_argument("--measure", type=int, default=max(1, cores // 3), help="processes that measure")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     todo = [(spec, "calibration") for spec in (DRY[:2] if options.cpu else CALIBRATION)]
     todo += [(spec, "held out") for spec in (DRY[2:] if options.cpu else HELD_OUT)]
-    tokenizer = load_tokenizer(compose(["model=tiny"]).model)
-    points: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), blind) as pool:
-        predictions = [pool.submit(predict, spec, options.cpu) for spec, _ in todo]
-        for (spec, kind), prediction in zip(todo, predictions, strict=True):
+    spawn = get_context("spawn")
+    shared = (spawn.Lock(), spawn.Semaphore(options.room))
+    points: dict[Future[Any], dict[str, Any]] = {}
+    with (
+        ProcessPoolExecutor(options.predict, spawn, blind) as predictors,
+        ProcessPoolExecutor(options.measure, spawn, share, shared, max_tasks_per_child=1) as measurers,
+    ):
+        predictions = {predictors.submit(predict, spec, options.cpu): (spec, kind) for spec, kind in todo}
+        for prediction in as_completed(predictions):
+            spec, kind = predictions[prediction]
             name = " ".join([*map(str, spec[:5]), *(["checkpointing"] if spec.checkpointing else []), *spec.more])
-            point: dict[str, Any] = {"name": name, "kind": kind, "measured": None, "reason": None}
-            if time.perf_counter() - begin > options.seconds:
-                print(f"no time for {name}", flush=True)
-                continue
-            try:
-                point["measured"] = measure(spec, options.cpu, tokenizer)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                point["reason"] = brief(error)
-            points.append(point | {"prediction": prediction})
-            print(
-                f"{time.perf_counter() - begin:6.1f} s  {name}  {point['measured']} {point['reason'] or ''}", flush=True
-            )
-            measured = [{k: v for k, v in p.items() if k != "prediction"} for p in points]
-            (options.out / "measured.json").write_text(json.dumps(measured, indent=1))
-        for point in points:
-            point["estimate"] = asdict(point.pop("prediction").result())
-    (options.out / "points.json").write_text(json.dumps(points, indent=1))
-    text = "\n".join(report(points))
+            found = prediction.result()
+            need = min(options.room, math.ceil(1.15 * found.peak_memory_gib) + 2)
+            measurement = measurers.submit(alone, spec, options.cpu, need)
+            points[measurement] = {"spec": spec, "name": name, "kind": kind, "estimate": asdict(found)}
+        for measurement in as_completed(points):
+            point = points[measurement]
+            point["measured"], point["reason"] = measurement.result()
+            off = f"predicted {point['estimate']['peak_memory_gib']:.2f}, measured {point['measured']}"
+            print(f"{time.perf_counter() - begin:6.1f} s  {point['name']}: {off} {point['reason'] or ''}", flush=True)
+            ended = [p for p in points.values() if "measured" in p]
+            (options.out / "points.json").write_text(json.dumps(ended, indent=1))
+    order = {spec: place for place, (spec, _) in enumerate(todo)}
+    text = "\n".join(report(sorted(points.values(), key=lambda point: order[point["spec"]])))
     (options.out / "estimate.md").write_text(text + "\n")
     print(text)
 

@@ -264,7 +264,7 @@ def main() -> None:
     done = {row["run"] for row in csv.DictReader(options.out.open())} if options.out.exists() else set()
     with options.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not done:
+        if file.tell() == 0:
             writer.writeheader()
         for run, point in enumerate(configurations(rates, options.ranks)):
             if str(run) in done or time.monotonic() - begin > options.limit_s:
