@@ -4,8 +4,8 @@
     python bench/estimate.py --cpu --out results/                 a trial of the code on a CPU; its figures mean nothing
 
 Every point runs in a process of its own, as every trial does: in a shared one, whatever the run before left in the
-allocator's segments is counted again. As many run side by side as the GPU surely has memory for, which changes how long
-they take and not what they reserve. Random weights, rows of random lengths, and the package's own model building, steps,
+allocator's segments is counted again. As many run side by side as the GPU surely has memory for: that changes how long
+they take, not what they reserve. Random weights, rows of random lengths, and the package's own model building, steps,
 evaluation and memory meter. Predictions are made by other processes, which see no GPU. The table for bench/RESULTS.md
 comes last; it and every point are written to ``--out``.
 """
@@ -34,7 +34,7 @@ from sweeptune.config.compose import compose
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, plan_steps
 from sweeptune.models import load_tokenizer
-from sweeptune.training.calibration import Calibration, Estimate, calibrate, fits
+from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits
 from sweeptune.training.estimate import estimate
 from sweeptune.training.evaluate import score_share
 from sweeptune.training.memory import MemoryMeter

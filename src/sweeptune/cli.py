@@ -12,6 +12,7 @@ import typer
 from sweeptune.config.check import check, check_overrides
 from sweeptune.config.compose import compose, load, override
 from sweeptune.config.errors import ConfigError
+from sweeptune.config.rules import assuming_gpus
 from sweeptune.tracking.console import setup_logging, spinner
 
 app = typer.Typer(
@@ -80,7 +81,8 @@ def estimate(
 
     Example: sweeptune estimate method=qlora model=internlm2_1_8b model.weights=random hardware.micro_batch=8
     """
-    problems = check(overrides or [], multirun=False)
+    with assuming_gpus(1):
+        problems = check(overrides or [], multirun=False)
     if problems:
         raise ConfigError(problems)
     from sweeptune.training.estimate import bounds as largest

@@ -26,6 +26,12 @@ SPEED = {"full": 900.0, "lora": 1200.0, "qlora": 800.0, "dora": 700.0}
 TOKENS = 1000  # a step
 
 
+def memory_of(config: dict[str, Any]) -> float:
+    """Peak memory in GiB."""
+    rank = config["method"].get("rank", 0)
+    return MEMORY[config["method"]["name"]] + 0.01 * rank + 0.5 * config["hardware"]["micro_batch"]
+
+
 def loss_of(config: dict[str, Any], share: float, plan: dict[str, Any]) -> float:
     """The loss after a share of the training: the best rate is 1e-4 for full and 1e-3 for adapters."""
     method, lr = config["method"]["name"], config["optim"]["lr"]
@@ -44,7 +50,7 @@ def record_of(
     loss = loss_of(config, step / steps, plan) if status == "completed" else None
     judged = {"loss": loss, "best_loss": loss, "initial_loss": 4.0, "perplexity": None, "bits_per_byte": loss}
     judged |= {"loss_tokens": 100, "samples": 10, "tasks": {}}
-    memory = MEMORY[method] + 0.01 * config["method"].get("rank", 0) + 0.5 * config["hardware"]["micro_batch"]
+    memory = memory_of(config)
     return {
         "schema": 1,
         "status": status,

@@ -21,7 +21,11 @@ def environment(folder: Path, **plan: Any) -> dict[str, str]:
     """Variables that put the fake trainer in the real one's place."""
     path = folder / "fake.json"
     path.write_text(json.dumps(plan))
-    return {**os.environ, "SWEEPTUNE_WORKER": f"{sys.executable} {FAKE}", "SWEEPTUNE_FAKE": str(path)}
+    found = {**os.environ, "SWEEPTUNE_WORKER": f"{sys.executable} {FAKE}", "SWEEPTUNE_FAKE": str(path)}
+    if "foreseen" in plan:
+        found |= {"SWEEPTUNE_PREDICTOR": f"{sys.executable} -m tests.study.fake_predictor"}
+        found |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return found
 
 
 def command(*overrides: str) -> list[str]:

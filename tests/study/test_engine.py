@@ -57,6 +57,54 @@ def test_the_same_command_again_keeps_everything_and_another_is_refused(tmp_path
     assert len(results(study)) == 11
 
 
+SMALL = ["method=full,lora", RATES, "hardware.micro_batch=2,4,8", "study.name=s", "study.trials=9",
+         "study.sampler=random", "study.probe_steps=5", "train.max_steps=12",
+         "study.constraints={peak_memory_gib: 11.5}"]  # fmt: skip
+
+
+def test_what_is_predicted_to_break_a_limit_never_runs_and_is_no_trial(tmp_path: Path) -> None:
+    """full needs 9, 10 and 12 GiB with 2, 4 and 8 rows, lora 6.2, 7.2 and 9.2; a bound is 15 % higher."""
+    done = run(tmp_path, *SMALL, plan={"foreseen": 0.99})
+    assert done.returncode == 0, done.stderr
+    study = tmp_path / "multirun" / "s"
+    found = lines(study)
+    misfits = [line for line in found if line["kind"] == "misfit"]
+    assert misfits and sum(line["kind"] in ("baseline", "trial") for line in found) == 9, "a misfit is no trial"
+    for line in misfits:
+        assert (line["method"], line["params"]["hardware.micro_batch"]) == ("full", 8), line["reason"]
+        assert line["status"] == "pruned" and "predicted to break study.constraints" in line["reason"]
+        assert line["constraints"]["peak_memory_gib"] > 0 and line["peak_memory_gib"] is None and not line["tokens"]
+        assert (
+            not (study / "probes" / line["cost_class"]).exists()
+            and not (study / line["folder"] / "starts.txt").exists()
+        )
+    for line in [line for line in found if line["kind"] in ("baseline", "trial")]:
+        assert line["status"] == "completed" and line["constraints"]["peak_memory_gib"] <= 0
+        assert line["predicted_gib"] == pytest.approx(line["peak_memory_gib"], rel=0.012)
+    again = results(study)
+    assert run(tmp_path, *SMALL, plan={"foreseen": 0.99}).returncode == 0 and results(study) == again
+
+
+@pytest.mark.parametrize("trouble", ["blind", "mute"])
+def test_a_study_whose_predictions_fail_measures_instead(tmp_path: Path, trouble: str) -> None:
+    done = run(tmp_path, *SMALL, plan={"foreseen": 1.0, trouble: True})
+    assert done.returncode == 0, done.stderr
+    found = lines(tmp_path / "multirun" / "s")
+    assert len(found) == 9 and all(line["kind"] in ("baseline", "trial") for line in found)
+    assert all(line["predicted_gib"] is None for line in found) and "predicted" in done.stderr
+    broke = [line for line in found if line["params"].get("hardware.micro_batch") == 8 and line["method"] == "full"]
+    assert broke and all("in the probe" in line["reason"] for line in broke)
+
+
+def test_a_baseline_and_a_grid_are_tried_whatever_is_predicted(tmp_path: Path) -> None:
+    done = run(tmp_path, "method=full,lora", "hardware.micro_batch=2,8", "study.name=s", "study.probe_steps=5",
+               "train.max_steps=12", "study.constraints={peak_memory_gib: 11}", plan={"foreseen": 2.0})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = lines(tmp_path / "multirun" / "s")
+    assert len(found) == 4 and sum(line["status"] == "completed" for line in found) == 3
+    assert all(line["kind"] == "trial" and line["peak_memory_gib"] for line in found)
+
+
 def test_editing_conf_or_the_code_changes_nothing_that_runs(tmp_path: Path) -> None:
     assert run(tmp_path, *[o.replace("trials=8", "trials=2") for o in TPE]).returncode == 0
     copy = tmp_path / "multirun" / "s" / "code" / "sweeptune"

@@ -17,9 +17,9 @@ from sweeptune.cli import app
 from sweeptune.config.compose import compose
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
+from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits, load_calibration
 from sweeptune.training import passes as traced
 from sweeptune.training.allocator import MIB, Allocator, Full
-from sweeptune.training.calibration import Calibration, Estimate, calibrate, fits, load_calibration
 from sweeptune.training.estimate import bounds, estimate, notable, of_data
 from sweeptune.training.loss import nll_at
 from sweeptune.training.passes import _trace, batch, build, persistent, train_pass
@@ -241,25 +241,31 @@ def guess(gib: float, method: str = "lora", checkpointing: bool = False) -> Esti
 
 
 def test_a_shared_factor_is_learned_and_the_bound_narrows() -> None:
-    found = calibrate([(guess(gib, method), 1.08 * gib) for gib in (2.0, 5.0, 9.0) for method in ("lora", "full")])
-    assert found.center(guess(4.0)) == pytest.approx(4.32, rel=0.01)
-    assert found.center(guess(4.0, "dora")) == pytest.approx(4.32, rel=0.03)
-    assert found.center(guess(4.0)) < found.upper(guess(4.0)) < found.upper(guess(4.0, "dora"))
-    assert found.upper(guess(4.0, "dora")) / found.center(guess(4.0, "dora")) < Calibration().upper(guess(4.0)) / 4.0
+    found = calibrate([(guess(gib), 1.08 * gib) for gib in (2.0, 5.0, 9.0)] * 8)
+    assert 4.2 < found.center(guess(4.0)) <= 4.32
+    assert found.center(guess(4.0)) < found.upper(guess(4.0))
+    assert found.upper(guess(4.0)) / found.center(guess(4.0)) < Calibration().upper(guess(4.0)) / 4.0
 
 
-def test_the_upper_bound_holds_in_nineteen_of_twenty_cases() -> None:
+def test_a_jump_widens_the_bound_and_leaves_the_center() -> None:
+    exact = [(guess(gib), gib) for gib in (2.0, 4.0, 5.0, 8.0, 9.0)]
+    without, jumped = calibrate(exact), calibrate([*exact, (guess(6.0), 7.2)])
+    assert jumped.center(guess(4.0)) == pytest.approx(without.center(guess(4.0)), rel=1e-3)
+    assert jumped.upper(guess(4.0)) > 1.03 * without.upper(guess(4.0))
+
+
+@pytest.mark.parametrize("known", [0, 4, 20])
+def test_the_upper_bound_holds_in_nineteen_of_twenty_cases(known: int) -> None:
     draw = np.random.default_rng(0)
+
+    def measured() -> float:  # as bench/RESULTS.md has it: exact but for jumps
+        return float(10 * np.exp(draw.normal(0, 0.005) + (draw.random() < 0.3) * draw.normal(0, 0.11)))
+
     above = 0
-    for _ in range(400):
-        common, own = draw.normal(0, 0.05), dict(zip(["lora", "full"], draw.normal(0, 0.03, 2), strict=True))
-
-        def measured(method: str, common: float = common, own: dict[str, float] = own) -> float:
-            return float(10 * np.exp(common + own[method] + draw.normal(0, 0.025)))
-
-        found = calibrate([(guess(10.0, method), measured(method)) for method in ["lora", "full", "lora", "full"]])
-        above += measured("lora") > found.upper(guess(10.0))
-    assert above / 400 <= 0.075
+    for _ in range(1000):
+        found = calibrate([(guess(10.0), measured()) for _ in range(known)])
+        above += measured() > found.upper(guess(10.0))
+    assert above / 1000 <= 0.06
 
 
 def test_a_calibration_is_kept_as_json(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Each rule is a small generator that yields a problem: the settings seen, why not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -206,8 +208,23 @@ def _resume(config: Config) -> Iterator[str]:
         )
 
 
+_assumed: ContextVar[int | None] = ContextVar("_assumed", default=None)
+
+
+@contextmanager
+def assuming_gpus(count: int) -> Iterator[None]:
+    """Check settings for a machine with so many GPUs, whatever this one has."""
+    token = _assumed.set(count)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
 def gpu_count() -> int:
     """CUDA devices that torch sees. Imports torch, which takes seconds: ask only when a setting depends on it."""
+    if (assumed := _assumed.get()) is not None:
+        return assumed
     import torch
 
     return torch.cuda.device_count()

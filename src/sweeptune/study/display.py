@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from sweeptune.study.store import COUNTING
 from sweeptune.tracking.console import console
 
 log = logging.getLogger("sweeptune")
@@ -69,7 +70,8 @@ class Display:
     def finished(self, line: dict[str, Any]) -> None:
         """A trial has ended."""
         self.lines.append(line)
-        far = f"{len(self.lines)}" + (f" of {self.total}" if self.total else "")
+        counted = sum(known["kind"] in COUNTING for known in self.lines)
+        far = f"{counted}" + (f" of {self.total}" if self.total else "")
         log.info("trial %d %s, %s: %s (%s)", line["number"], line["status"], told(line["params"]), figures(line), far)
 
     def update(self, engine: Any) -> None:
@@ -104,7 +106,7 @@ class Display:
         return table
 
     def _summary(self, engine: Any) -> str:
-        done = len(engine.store.trials)
+        done = sum(line["kind"] in COUNTING for line in engine.store.trials.values())
         words = f"{done} of {self.total} trials" if self.total else f"{done} trials"
         failed = sum(line["status"] not in ("completed", "pruned") for line in engine.store.trials.values())
         words += f", {failed} failed" if failed else ""

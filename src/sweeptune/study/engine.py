@@ -28,7 +28,9 @@ from sweeptune.config.schema import Config, StudyConfig
 from sweeptune.launch.spawn import Worker, read_if_there, start
 from sweeptune.study import ask as asking
 from sweeptune.study.confirm import Confirmation
+from sweeptune.study.costs import Costs
 from sweeptune.study.display import Display
+from sweeptune.study.foresight import Foresight
 from sweeptune.study.lease import Lease, Leases
 from sweeptune.study.pruning import Pruner
 from sweeptune.study.queue import Queue
@@ -37,14 +39,8 @@ from sweeptune.study.space import Space
 from sweeptune.study.store import Store
 from sweeptune.study.trial import (
     Trial,
-    broken,
-    drop,
-    figure,
-    finished_record,
-    is_its_own_probe,
     joined,
     line_of,
-    probe_of,
 )
 from sweeptune.study.weights import Weights
 from sweeptune.tracking.record import write_record
@@ -110,6 +106,9 @@ class Engine:
             "SWEEPTUNE_SHARED": str((store.folder / "shared").resolve()),
             **({"SWEEPTUNE_GIT": state} if (state := store.read()["git"]) else {}),
         }
+        cuda = any(slot.devices for slot in self.slots)
+        self.foresight = Foresight(store.folder, self._environment, cuda=cuda)
+        self.costs = Costs(store.folder, settings, self.study, self.foresight)
 
     def run(self) -> bool:
         """Work; return whether the user ended it early."""
@@ -117,6 +116,8 @@ class Engine:
         with conf_from(self.store.conf), self.leases, self._signals(), self.display:
             self.store.refresh()
             self.weights.find()
+            for line in self.store.trials.values():
+                self.foresight.learn(line["cost_class"], line["peak_memory_gib"])
             try:
                 while not self._over():
                     self._step()
@@ -151,13 +152,15 @@ class Engine:
         waiting = [trial for trial in self.queue.held.values() if trial.waiting]
         if sum(len(trial.waiting) for trial in waiting) < self._free() and self.queue.acquire() is not None:
             return True  # look again, with one more to choose from
-        unmeasured = [trial for trial in waiting if self._needs_probe(trial)]
-        if not slot.units and any(self._start_probe(trial, slot) for trial in unmeasured):
+        unmeasured = {trial.number for trial in waiting if self.costs.unmeasured(trial)}
+        ready = [trial for trial in waiting if trial.waiting and self.costs.foreseen(trial)]
+        probes = [trial for trial in ready if trial.number in unmeasured]
+        if not slot.units and any(self._start_probe(trial, slot) for trial in probes):
             return True
-        if unmeasured and slot.units and slot is self.slots[0]:
+        if probes and slot.units and slot is self.slots[0]:
             return False  # let one slot run empty for them
-        for trial in waiting:
-            if trial not in unmeasured and trial.waiting:
+        for trial in ready:
+            if trial.number not in unmeasured:
                 seed = trial.waiting.pop(0)
                 self._start("loss", trial.configuration(seed), trial.run_folder(seed), trial.command, slot, trial)
                 return True
@@ -167,40 +170,11 @@ class Engine:
         """How many more runs would find a place."""
         return sum(slot.lanes - len(slot.units) for slot in self.slots if slot.lock.is_locked)
 
-    def _needs_probe(self, trial: Trial) -> bool:
-        """Whether memory and speed of a trial are still to be measured; takes them from a probe that has ended."""
-        if trial.probe is not None or is_its_own_probe(trial.config, self.settings):
-            return False
-        record = finished_record(self._probe_folder(trial))
-        if record is None:
-            return True
-        trial.probe = record
-        self._judge(trial)
-        return False
-
-    def _probe_folder(self, trial: Trial) -> Path:
-        return self.store.folder / "probes" / trial.cost_class
-
-    def _judge(self, trial: Trial) -> None:
-        """Drop a configuration whose probe failed or breaks a limit."""
-        probe = trial.probe
-        assert probe is not None
-        if probe["status"] != "completed":
-            drop(trial, probe["status"], f"in the probe: {probe['reason']}")
-            return
-        measured = {name: figure(probe, name) for name in self.settings.constraints}
-        early = {n: v for n, v in measured.items() if not n.startswith("eval")}
-        over = {n: by for n, by in broken(early, self.settings.constraints).items() if by > 0}
-        if over:
-            words = ", ".join(f"{n} {measured[n]:.4g}, the limit is {self.settings.constraints[n]:g}" for n in over)
-            drop(trial, "pruned", f"breaks study.constraints in the probe: {words}")
-
     def _start_probe(self, trial: Trial, slot: Slot) -> bool:
-        folder = self._probe_folder(trial)
+        config, folder = self.costs.probe(trial)
         lease = self.leases.take(folder)
         if lease is None:
             return False
-        config = probe_of(trial.config, self.settings.probe_steps)
         self._start("probe", config, folder, trial.command, slot, trial, lease)
         return True
 
@@ -307,7 +281,9 @@ class Engine:
         records = [trial.records[seed] for seed in trial.seeds if seed in trial.records]
         if len(trial.seeds) > 1 and records and not (trial.folder / "result.json").exists():
             write_record(trial.folder, _of_all(records))
+        trial.predicted_gib = self.foresight.center(trial.cost_class)
         line = line_of(trial, self.settings)
+        self.foresight.learn(trial.cost_class, line["peak_memory_gib"])
         line["seconds"] = max(line["seconds"], round(time.monotonic() - trial.began, 3)) if records else 0.0
         asking.note(self.study, trial.number, "kind", trial.kind)
         asking.tell(self.study, trial.number, line, self.settings)
@@ -373,6 +349,7 @@ class Engine:
 
     def _end_workers(self) -> None:
         """An error ends us: nothing of ours goes on without us."""
+        self.foresight.close()
         for slot in self.slots:
             for unit in slot.units:
                 unit.worker.kill()

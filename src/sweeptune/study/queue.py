@@ -138,6 +138,8 @@ class Queue:
             record = finished_record(held.run_folder(seed))
             if record is not None and (len(seeds) == 1 or record["status"] == "completed"):
                 held.records[seed] = record
+        if kind in ("duplicate", "misfit") and not held.records:
+            held.kind = "trial"  # its process died before it could say why: decide again
         failed = any(record["status"] != "completed" for record in held.records.values())
         held.waiting = [] if failed else [seed for seed in seeds if seed not in held.records]
         self.held[number] = held
@@ -153,6 +155,7 @@ class Queue:
             same = line["params"] == trial.point and line["kind"] in COUNTING and line["number"] < trial.number
             if same and line["status"] == "completed":
                 trial.kind = "duplicate"
+                asking.note(self.study, trial.number, "kind", trial.kind)
                 drop(trial, "pruned", f"the same as trial {line['number']}")
                 return
 

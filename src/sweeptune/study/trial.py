@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from sweeptune.study.store import cost_class
 from sweeptune.tracking.record import empty_record, write_record
 
 MEANS = ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte")
+PEAK = "memory.peak_memory_gib"
 SHORT = {
     "eval_loss": "eval.loss",
-    "peak_memory_gib": "memory.peak_memory_gib",
+    "peak_memory_gib": PEAK,
     "tokens_per_s": "speed.tokens_per_s",
 }
 
@@ -43,6 +45,8 @@ class Trial:
         seeds: One run each.
         records: Of the runs that have ended, by seed.
         probe: Record of the probe that memory and speed come from; None where the runs measure for themselves.
+        predicted_gib: Peak memory as predicted, where it was.
+        foreseen: By how much it would have broken which limits, had it run.
         deaths: How often a worker of it was killed by somebody.
         running: Runs and probes that are under way.
     """
@@ -57,6 +61,8 @@ class Trial:
     seeds: list[int]
     records: dict[int, dict[str, Any]] = field(default_factory=dict)
     probe: dict[str, Any] | None = None
+    predicted_gib: float | None = None
+    foreseen: dict[str, float] = field(default_factory=dict)
     deaths: int = 0
     running: int = 0
     waiting: list[int] = field(default_factory=list)
@@ -66,7 +72,7 @@ class Trial:
     def method(self) -> str:
         return self.config.method.name
 
-    @property
+    @cached_property
     def cost_class(self) -> str:
         return cost_class(flat(self.config))
 
@@ -201,12 +207,12 @@ def line_of(trial: Trial, settings: StudyConfig) -> dict[str, Any]:
         "bits_per_byte": record["eval"]["bits_per_byte"],
         "trainable": cost["params"]["trainable"],
         "mfu": cost["speed"]["mfu"],
-        "predicted_gib": None,
+        "predicted_gib": trial.predicted_gib,
         "tokens": sum(r["train"]["tokens"] or 0 for r in records),
         "seconds": round(sum(r["train"]["seconds"] or 0 for r in records), 3),
         "attempts": trial.lease.number,
         "cost_class": trial.cost_class,
-        "constraints": broken(measured, settings.constraints),
+        "constraints": trial.foreseen or broken(measured, settings.constraints),
         "pruned_by": told.get("pruned_by"),
         "schedule": schedule_of(trial.config),
         "folder": trial.folder.name,

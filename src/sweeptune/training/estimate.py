@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sweeptune.config.schema import Config
+from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits, lines, load_calibration
 from sweeptune.training.allocator import Allocator, Block, Full
-from sweeptune.training.calibration import Calibration, Estimate, calibrate, fits, lines, load_calibration
 from sweeptune.training.passes import Passes, Resident, trace_passes
 from sweeptune.training.patterns import Pattern
 from sweeptune.training.placement import GIB
