@@ -197,7 +197,7 @@ class Engine:
 
     def _start_probe(self, trial: Trial, slot: Slot) -> bool:
         folder = self._probe_folder(trial)
-        lease = self.leases.take(folder)
+        lease = self.leases.take(folder) if folder not in self.leases.held else None  # held: another slot runs it
         if lease is None:
             return False
         config = probe_of(trial.config, self.settings.probe_steps)
