@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeptune.config.compose import load
 from sweeptune.launch.entry import main, study_overrides
 from sweeptune.tracking.record import read_record
 
@@ -259,6 +260,27 @@ def test_a_killed_worker_goes_on_once_from_where_it_was(tmp_path, tiny):
     parent.communicate()
     record = read_record(folder)
     assert record["status"] == "lost" and "killed 2 times" in record["reason"]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_was_killed_ends_as_an_unbroken_run(tmp_path, tiny):
+    from sweeptune.training import run
+
+    arguments = ["--multirun", *tiny, "method=lora", "optim.lr=1e-3", "study.name=killed", "study.probe_steps=0"]
+    arguments += ["train.max_steps=12", "train.epochs=null", "train.checkpoint_every=2"]
+    parent = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
+    folder = tmp_path / "multirun" / "killed" / "0"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(folder.glob("checkpoints/step-*[0-9]")):
+        time.sleep(0.02)
+    os.kill(json.loads((folder / "attempts.jsonl").read_text())["pid"], signal.SIGKILL)
+    assert not (folder / "result.json").exists(), "it must still have been training"
+    _, said = parent.communicate(timeout=120)
+    assert parent.returncode == 0 and b"the worker was killed; going on with it" in said, said
+    record = read_record(folder)
+    assert (record["status"], record["attempts"]) == ("completed", 2)
+    whole = run(load(folder / "config.yaml"), tmp_path / "whole", "")
+    assert record["eval"] == whole["eval"] and record["train"]["tokens"] == whole["train"]["tokens"]
 
 
 def test_a_study_is_named_after_what_it_sweeps():

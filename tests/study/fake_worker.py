@@ -27,9 +27,9 @@ TOKENS = 1000  # a step
 
 
 def memory_of(config: dict[str, Any]) -> float:
-    """Peak memory in GiB."""
-    rank = config["method"].get("rank", 0)
-    return MEMORY[config["method"]["name"]] + 0.01 * rank + 0.5 * config["hardware"]["micro_batch"]
+    """Peak memory in GiB; the longest rows, which a probe evaluates, need more."""
+    rank, probe = config["method"].get("rank", 0), config["eval"]["longest"] is not None
+    return MEMORY[config["method"]["name"]] + 0.01 * rank + 0.5 * config["hardware"]["micro_batch"] + 0.1 * probe
 
 
 def loss_of(config: dict[str, Any], share: float, plan: dict[str, Any]) -> float:
@@ -50,7 +50,8 @@ def record_of(
     loss = loss_of(config, step / steps, plan) if status == "completed" else None
     judged = {"loss": loss, "best_loss": loss, "initial_loss": 4.0, "perplexity": None, "bits_per_byte": loss}
     judged |= {"loss_tokens": 100, "samples": 10, "tasks": {}}
-    memory = memory_of(config)
+    probe = config["eval"]["longest"] is not None
+    memory, speed = memory_of(config), SPEED[method] + 10 * probe  # what runs alone is faster
     return {
         "schema": 1,
         "status": status,
@@ -72,7 +73,7 @@ def record_of(
             "phases": {},
         },
         "speed": {
-            "tokens_per_s": SPEED[method],
+            "tokens_per_s": speed,
             "loss_tokens_per_s": None,
             "step_ms": 1.0,
             "flops_per_token": 1.0,

@@ -214,6 +214,20 @@ def test_several_commands_work_on_one_study(tmp_path: Path, count: int) -> None:
         assert (study / str(number) / "starts.txt").read_text().count("\n") == 1, "nobody's trial was taken over"
 
 
+@pytest.mark.parametrize("storage", ["null", "sqlite:///study.db"])
+def test_a_trial_that_optuna_was_told_of_gets_its_line_all_the_same(tmp_path: Path, storage: str) -> None:
+    """Its process died between the two, or the machine, before the line was on the disk."""
+    study = tmp_path / "multirun" / "s"
+    command = [*[o.replace("trials=8", "trials=2") for o in TPE], f"study.storage={storage}"]
+    assert run(tmp_path, *command).returncode == 0
+    before = results(study)
+    text = (study / "trials.jsonl").read_text().splitlines(keepends=True)
+    (study / "trials.jsonl").write_text("".join(text[:-1]) + text[-1][:40])
+    assert run(tmp_path, *command).returncode == 0
+    assert results(study) == before, "the record was there"
+    assert (study / "1" / "starts.txt").read_text().count("\n") == 1, "so it is not trained again"
+
+
 UNBROKEN = {"grid": GRID, "tpe": TPE}
 
 

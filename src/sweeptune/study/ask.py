@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import optuna
@@ -235,8 +236,9 @@ def _grid_point(space: Space, settings: StudyConfig, number: int) -> Point:
 
 
 def note(study: optuna.Study, number: int, key: str, value: Any) -> None:
-    """Set a user attribute of a trial without waking its sampler."""
-    study._storage.set_trial_user_attr(_identity(study, number), key, value)
+    """Set a user attribute of a trial without waking its sampler; one that Optuna was told of keeps what it has."""
+    with suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(_identity(study, number), key, value)
 
 
 def _trial(study: optuna.Study, number: int) -> optuna.Trial:

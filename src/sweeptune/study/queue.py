@@ -64,12 +64,12 @@ class Queue:
             self.store.refresh()
             trials = self.study.get_trials(deepcopy=False)
             for frozen in trials:
-                if frozen.state == TrialState.RUNNING and frozen.number not in self.held:
+                if self._open(frozen) and frozen.number not in self.held:
                     lease = self.leases.take(self.store.folder / str(frozen.number))
                     if lease is not None:
                         return self._hold(frozen.number, lease)
             if not self._wants_more(trials):
-                self.idle = not any(t.state == TrialState.RUNNING for t in trials)
+                self.idle = not any(map(self._open, trials))
                 return None
             self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # it only numbers: `_point` draws
             number = self.study.ask().number
@@ -164,7 +164,11 @@ class Queue:
         with self.store.lock():
             self.store.refresh()
             trials = self.study.get_trials(deepcopy=False)
-        return not any(t.state == TrialState.RUNNING for t in trials) and not self._wants_more(trials)
+        return not any(map(self._open, trials)) and not self._wants_more(trials)
+
+    def _open(self, trial: FrozenTrial) -> bool:
+        """Whether a trial has not ended; one without a line has not, though Optuna may know how: its process died."""
+        return trial.state == TrialState.RUNNING or trial.number not in self.store.trials
 
     def _seeds(self, kind: str, point: dict[str, Any], first: int) -> list[int]:
         """One run each: a baseline has several where trials may be pruned."""

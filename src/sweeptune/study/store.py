@@ -132,12 +132,13 @@ class Store:
         if storage is None:
             path = str(self.folder / "study.journal")
             storage = optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=JournalLock(path)))
-        ways = directions(settings.objectives)
-        study = optuna.create_study(storage=storage, study_name=self.folder.name, directions=ways, load_if_exists=True)
-        if list(study.metric_names or []) != list(settings.objectives):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(list(settings.objectives))
+        ways, name = directions(settings.objectives), self.folder.name
+        with self.lock():  # Optuna's own making of a database's tables fails where another process makes them, too
+            study = optuna.create_study(storage=storage, study_name=name, directions=ways, load_if_exists=True)
+            if list(study.metric_names or []) != list(settings.objectives):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names(list(settings.objectives))
         return study
 
     def refresh(self) -> None:
