@@ -34,6 +34,7 @@ from common import head, line
 
 from sweeptune.config.schema import StudyConfig
 from sweeptune.study.ask import ask, ask_for, directions, exhausted, next_method, tell
+from sweeptune.study.queue import SEEDS_TO_PRUNE
 from sweeptune.study.rungs import Curve, prune
 from sweeptune.study.space import Choice, Parameter, Space
 
@@ -225,7 +226,9 @@ class Replay:
                     self.curves.append(self.curve(trial.number, repeat, repeat.losses, True))
 
 
-def sweeptune(grid: Grid, budget: float, seed: int, settings: StudyConfig = SETTINGS, seeds: int = 2) -> Replay:
+def sweeptune(
+    grid: Grid, budget: float, seed: int, settings: StudyConfig = SETTINGS, seeds: int = SEEDS_TO_PRUNE
+) -> Replay:
     """The package's own search in one slot."""
     study = optuna.create_study(directions=directions(settings.objectives))
     replay = Replay(grid, settings, study, 0.0, [], [], set(), set())

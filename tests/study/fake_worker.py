@@ -128,9 +128,9 @@ class Run:
         while self.step < self.steps:
             if self.step in evaluated:
                 self.write({"step": self.step, "tokens": self.step * TOKENS, "eval_loss": self.loss()})
-                if (self.folder / "pruned.json").exists():
-                    content = json.loads((self.folder / "pruned.json").read_text())
-                    return self.end("pruned", content["reason"], pruned_by=content)
+            if (self.folder / "pruned.json").exists():
+                content = json.loads((self.folder / "pruned.json").read_text())
+                return self.end("pruned", content["reason"], pruned_by=content)
             if wrong and self.step == self.steps // 2:
                 self.fail(wrong)
             self.step += 1

@@ -71,7 +71,9 @@ class Worker:
     def out_of_memory(self) -> bool:
         """Whether the kernel ended a process of this machine's group for want of memory since the worker started."""
         now = oom_kills()
-        return self.process.returncode == -signal.SIGKILL and now is not None and now > (self.kills or 0)
+        code = self.process.returncode
+        killed = code == -signal.SIGKILL or (self.ranks > 1 and code not in (None, 0))  # torchrun: a rank was
+        return killed and now is not None and now > (self.kills or 0)
 
     def record(self, *, interrupted: bool = False) -> dict[str, Any]:
         """The record of the ended run, also in its folder: the worker's, or the launcher's where it left none."""

@@ -131,7 +131,8 @@ def next_method(
     if allocate != "equal":
         return None
     last = latest(lines)
-    whole = max([line["tokens"] or 0 for line in [*last, *running]], default=0) or 1
+    # Of one seed: a baseline may have more of them than a trial.
+    whole = max([(line["tokens"] or 0) // _seeds(line) for line in [*last, *running]], default=0) or 1
     had = dict.fromkeys(methods, 0)
     for line in last:
         if line["method"] in had:
@@ -208,8 +209,12 @@ def _charge(line: Mapping[str, Any], whole: int) -> int:
     """Tokens that a trial counts as having had of its method's share."""
     if line["kind"] in ("duplicate", "misfit"):
         return 0
-    spent = line["tokens"] or 0
+    spent, whole = line["tokens"] or 0, whole * _seeds(line)
     return spent if line["status"] == "completed" or line["pruned_by"] else max(spent, whole)
+
+
+def _seeds(line: Mapping[str, Any]) -> int:
+    return max(1, len(line.get("seeds") or ()))
 
 
 def _fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -33,18 +34,39 @@ class Confirmation:
         self.folder = store.folder / "confirm"
 
     def plan(self) -> dict[str, Any]:
-        """Which trial of each method is confirmed, with which seeds: ``confirm/plan.json``, which is only added to."""
+        """Which trial of each method is confirmed, with which seeds (``confirm/plan.json``): its best, also where more
+        trials came after an earlier confirmation. Seeds are only added."""
         path = self.folder / "plan.json"
         with self.store.lock():
             self.store.refresh()
             known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seeds": []}
-            wanted = [self.seed + AWAY + k for k in range(self.settings.confirm_seeds)]
-            seeds = known["seeds"] + [s for s in wanted if s not in known["seeds"]]
-            plan = {**best_of(self.store), **known, "seeds": seeds}
+            best, seen = best_of(self.store), {seed for line in self.store.trials.values() for seed in line["seeds"]}
+            unseen = (seed for seed in itertools.count(self.seed + AWAY) if seed not in {*seen, *known["seeds"]})
+            missing = max(0, self.settings.confirm_seeds - len(known["seeds"]))
+            seeds = known["seeds"] + list(itertools.islice(unseen, missing))
+            for method in [m for m in best if known.get(m) not in (None, best[m])]:
+                if self._put_away(method, known[method]):
+                    del known[method]
+            plan = {**best, **known, "seeds": seeds}
             if plan != known and plan["seeds"]:
                 self.folder.mkdir(exist_ok=True)
                 write_json(path, plan)
         return plan
+
+    def _put_away(self, method: str, number: int) -> bool:
+        """Trials were added and one of them is better: keep the runs that confirmed the former best apart.
+
+        Returns:
+            False while one of them still runs.
+        """
+        runs = list(self.folder.glob(f"{method}-*"))
+        if not all(map(_ended, runs)):
+            return False
+        earlier = self.folder / "earlier"
+        earlier.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            run.rename(earlier / f"{number}-{run.name}")
+        return True
 
     def work(self) -> list[tuple[str, int, Path]]:
         """The runs that are still to be made: trial, seed and folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ from sweeptune.config.schema import Config, StudyConfig
 from sweeptune.study.ask import note
 from sweeptune.study.foresight import Foresight
 from sweeptune.study.trial import (
+    EARLY,
     PEAK,
     SHORT,
     Trial,
@@ -43,13 +45,18 @@ class Costs:
         """Whether a probe is still needed; takes the figures of one that has ended, and drops what it rules out."""
         if trial.probe is not None or is_its_own_probe(trial.config, self.settings):
             return False
-        record = finished_record(self.probe(trial)[1])
-        if record is None:
+        self.measure(trial)
+        if trial.probe is None:
             return True
-        trial.probe = record
-        self.foresight.learn(trial.cost_class, figure(record, "peak_memory_gib"))
         self._judge(trial)
         return False
+
+    def measure(self, trial: Trial) -> None:
+        """Take memory and speed from the probe of the trial's cost class, where there is one."""
+        if trial.probe is None and not is_its_own_probe(trial.config, self.settings):
+            trial.probe = finished_record(self.probe(trial)[1])
+        if trial.probe is not None:
+            self.foresight.learn(trial.cost_class, figure(trial.probe, "peak_memory_gib"))
 
     def foreseen(self, trial: Trial) -> bool:
         """Whether a trial may start as far as predictions go; drops one that is predicted to break a limit.
@@ -80,10 +87,14 @@ class Costs:
         assert probe is not None
         if probe["status"] != "completed":
             drop(trial, probe["status"], f"in the probe: {probe['reason']}")
+            if probe["status"] != "oom":  # which says nothing of the others of its class: they are measured again
+                folder = self.probe(trial)[1]
+                with suppress(OSError):  # another process has done so
+                    folder.rename(folder.with_name(f"{folder.name}-of-{trial.number}"))
             return
-        measured = {name: figure(probe, name) for name in self.settings.constraints}
-        early = {n: v for n, v in measured.items() if not n.startswith("eval")}
-        over = {n: by for n, by in broken(early, self.settings.constraints).items() if by > 0}
+        early = [n for n in self.settings.constraints if SHORT.get(n, n).startswith(EARLY)]
+        measured = {name: figure(probe, name) for name in early}
+        over = {n: by for n, by in broken(measured, self.settings.constraints).items() if by > 0}
         if over:
             words = ", ".join(f"{n} {measured[n]:.4g}, the limit is {self.settings.constraints[n]:g}" for n in over)
             drop(trial, "pruned", f"breaks study.constraints in the probe: {words}")

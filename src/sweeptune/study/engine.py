@@ -115,7 +115,7 @@ class Engine:
         (self.store.folder / "shared").mkdir(exist_ok=True)
         with conf_from(self.store.conf), self.leases, self._signals(), self.display:
             self.store.refresh()
-            self.weights.find()
+            self.weights.keep_best()
             for line in self.store.trials.values():
                 self.foresight.learn(line["cost_class"], line["peak_memory_gib"])
             try:
@@ -195,6 +195,8 @@ class Engine:
         worker = start(config, folder, command, environment=environment, output=folder / "output.log")
         unit = Unit(kind, folder, config.seed, slot, worker, trial, lease)
         slot.units.append(unit)
+        if self.wish >= 2:  # the signal came while it started
+            worker.stop()
         if trial is not None:
             trial.running += 1
         self.display.started(unit)
@@ -281,20 +283,23 @@ class Engine:
         records = [trial.records[seed] for seed in trial.seeds if seed in trial.records]
         if len(trial.seeds) > 1 and records and not (trial.folder / "result.json").exists():
             write_record(trial.folder, _of_all(records))
+        self.costs.measure(trial)
         trial.predicted_gib = self.foresight.center(trial.cost_class)
         line = line_of(trial, self.settings)
         self.foresight.learn(trial.cost_class, line["peak_memory_gib"])
         line["seconds"] = max(line["seconds"], round(time.monotonic() - trial.began, 3)) if records else 0.0
         asking.note(self.study, trial.number, "kind", trial.kind)
+        self.store.add(line)  # before Optuna is told: what it takes for ended nobody looks at again
         asking.tell(self.study, trial.number, line, self.settings)
-        self.store.add(line)
-        self.weights.keep(line)
+        self.weights.keep_best()
         self.leases.release(trial.lease)
         self.display.finished(line)
 
     def _forget(self, unit: Unit) -> None:
         """Another process went on in our place, because it took us for dead: leave everything to it."""
         log.warning("%s: another process has gone on with it, so it is left alone here", unit.folder)
+        if unit.lease is not None:
+            self.leases.held.pop(unit.lease.folder, None)
         if unit.trial is not None:
             self.queue.held.pop(unit.trial.number, None)
             self.leases.held.pop(unit.trial.folder, None)

@@ -86,12 +86,11 @@ class Leases:
             self.release(lease)
 
     def take(self, folder: Path) -> Lease | None:
-        """Become the owner of a folder, unless a living process is; the folder is made if it is missing."""
-        if folder in self.held:
-            return self.held[folder]
-        if not self.free(folder):
+        """Become the owner of a folder, unless a living process is, this one included; a missing folder is made."""
+        number = _last(folder)
+        if folder in self.held or not self._free(folder, number):
             return None
-        lease = Lease(folder, _last(folder) + 1)
+        lease = Lease(folder, number + 1)  # of the owner just judged: whoever came in between keeps it
         folder.mkdir(parents=True, exist_ok=True)
         if not _create(lease.path, _self()):
             return None
@@ -105,14 +104,19 @@ class Leases:
 
     def free(self, folder: Path) -> bool:
         """Whether nobody works on the folder: there is no lease, it was given back, or its owner is dead."""
-        number = _last(folder)
+        return self._free(folder, _last(folder))
+
+    def _free(self, folder: Path, number: int) -> bool:
         if number == 0:
             return True
         path = _path(folder, number)
         try:
-            owner, touched = json.loads(path.read_text()), path.stat().st_mtime_ns
-        except (OSError, ValueError):
-            return False  # being written; the next look tells
+            text, touched = path.read_text(), path.stat().st_mtime_ns
+        except OSError:
+            return False  # the next look tells
+        owner: dict[str, Any] = {}
+        with suppress(ValueError):  # emptied by a loss of power: as stale as another machine's
+            owner = json.loads(text)
         if owner.get("released"):
             return True
         if owner.get("machine") == _machine():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.study_rules import grows
 from sweeptune.study.rungs import Curve, prune
-from sweeptune.study.store import Store
-from sweeptune.study.trial import Trial, schedule_of
+from sweeptune.study.store import Store, eligible
+from sweeptune.study.trial import EARLY, SHORT, Trial, figure, schedule_of
 from sweeptune.tracking.files import write_json
 
 log = logging.getLogger("sweeptune")
@@ -40,11 +43,21 @@ class Pruner:
                 configuration=json.dumps(line["params"], sort_keys=True),
                 seed=seed,
                 losses=losses_in(folder if len(seeds) == 1 else folder / f"seed-{seed}"),
-                finished=line["status"] == "completed",
+                finished=eligible(line),
                 baseline=line["kind"] == "baseline",
+                costs=self._costs(line["values"]),
             )
             for seed in seeds
         ]
+
+    def _costs(self, values: Mapping[str, float | None]) -> tuple[float, ...]:
+        """The objectives beside the loss, smaller being better; what is unknown spares nobody."""
+        found = []
+        for name in self.settings.objectives:
+            value = values.get(name)
+            if SHORT.get(name, name).startswith(EARLY):
+                found.append(math.nan if value is None else -value if grows(name) else value)
+        return tuple(found)
 
     def look(self, trial: Trial, seed: int, folder: Path) -> None:
         """Ask a running trial to end where it is clearly behind; the run finds the file and says so in its record."""
@@ -65,6 +78,7 @@ class Pruner:
             losses=losses,
             finished=False,
             baseline=False,
+            costs=self._costs({name: figure(trial.probe or {}, name) for name in self.settings.objectives}),
         )
         others = [curve for curves in self._curves.values() for curve in curves]
         found = prune(mine, others, self.settings)

@@ -57,6 +57,7 @@ class Queue:
         self.held: dict[int, Trial] = {}
         self.idle = False
         self._said = False
+        self._baselines: dict[str, dict[str, Any]] = {}
 
     def acquire(self) -> Trial | None:
         """The next trial: one whose owner died, or a new one."""
@@ -111,10 +112,22 @@ class Queue:
         keys = [parameter.key for parameter in self.space.parameters if parameter.key in values]
         return {key: values[key] for key in keys} | point
 
+    def _whole(self, baseline: dict[str, Any]) -> dict[str, Any]:
+        """A baseline's point as a proposal would be written, composed once."""
+        key = str(sorted(baseline.items()))
+        if key not in self._baselines:
+            self._baselines[key] = self._with_defaults(baseline)
+        return self._baselines[key]
+
     def _method(self, number: int) -> str | None:
         """Whose turn it is, as far as the trials before this one tell."""
         lines = [line for line in self.store.trials.values() if line["number"] < number]
-        running = [{"method": t.method, "tokens": None} for t in self.held.values() if t.number < number]
+        others = self.study.get_trials(deepcopy=False)[:number]
+        running = [
+            {"method": trial.user_attrs["point"].get("method", self.space.methods[0]), "tokens": None}
+            for trial in others
+            if "point" in trial.user_attrs and trial.number not in self.store.trials
+        ]
         return asking.next_method(lines, running, self.space.methods, self.settings.allocate)
 
     def _hold(self, number: int, lease: Lease) -> Trial:
@@ -152,8 +165,9 @@ class Queue:
         if trial.kind != "trial" or self.settings.sampler == "grid":
             return
         for line in self.store.trials.values():
-            same = line["params"] == trial.point and line["kind"] in COUNTING and line["number"] < trial.number
-            if same and line["status"] == "completed":
+            if line["number"] >= trial.number or line["kind"] not in COUNTING or line["status"] != "completed":
+                continue
+            if trial.point == (self._whole(line["params"]) if line["kind"] == "baseline" else line["params"]):
                 trial.kind = "duplicate"
                 asking.note(self.study, trial.number, "kind", trial.kind)
                 drop(trial, "pruned", f"the same as trial {line['number']}")

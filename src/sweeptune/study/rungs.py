@@ -138,4 +138,4 @@ def prune(candidate: Curve, others: Sequence[Curve], settings: StudyConfig) -> V
 def _costs_no_more(other: Curve, candidate: Curve) -> bool:
     """Unknown costs are no reason to keep a trial, nor is a small advantage."""
     pairs = zip(other.costs, candidate.costs, strict=False)
-    return all(mine <= theirs + ALIKE * abs(theirs) for mine, theirs in pairs)
+    return not any(mine > theirs + ALIKE * abs(theirs) for mine, theirs in pairs)  # also where one is no number

@@ -32,7 +32,7 @@ from sweeptune.tracking.record import code_version
 SCHEMA = 1
 COUNTING = ("baseline", "trial")
 """Kinds that are among ``study.trials``; what was predicted not to fit, or proposed twice, is not."""
-CHANGEABLE = ("name", "trials", "trials_per_gpu")
+CHANGEABLE = ("name", "trials", "trials_per_gpu", "max_failures")
 """Settings of a study that may be others when it goes on; of the other settings, tracker and hardware.gpus may."""
 FREE = ("tracker", "hardware.gpus", "study")
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -24,6 +24,8 @@ from sweeptune.tracking.record import empty_record, write_record
 
 MEANS = ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte")
 PEAK = "memory.peak_memory_gib"
+EARLY = ("memory.", "speed.", "params.")
+"""What a probe knows as well as a whole run."""
 SHORT = {
     "eval_loss": "eval.loss",
     "peak_memory_gib": PEAK,
@@ -120,7 +122,10 @@ def schedule_of(config: Config) -> str:
 
 
 def probe_of(config: Config, steps: int) -> Config:
-    """The settings of the probe: a few steps of the same training, and the held-out rows that need the most memory."""
+    """The settings of the probe: a few steps of the same training, and the held-out rows that need the most memory.
+
+    The learning rate is the recommended one: it changes no cost, and one that diverges would tell nothing of others.
+    """
     train = replace(
         config.train,
         max_steps=min(steps, config.train.max_steps or steps),
@@ -130,7 +135,8 @@ def probe_of(config: Config, steps: int) -> Config:
         keep_best=False,
     )
     longest = replace(config.eval, longest=config.eval.batch_size, test=False, merged=False)
-    return replace(config, train=train, eval=longest)
+    optim = replace(config.optim, lr=config.method.recommended_lr or config.optim.lr)
+    return replace(config, train=train, eval=longest, optim=optim)
 
 
 def is_its_own_probe(config: Config, settings: StudyConfig) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
-from sweeptune.study.store import Store, eligible
+from sweeptune.study.confirm import best_of
+from sweeptune.study.store import Store
 
 
 class Weights:
@@ -18,27 +18,14 @@ class Weights:
 
     def __init__(self, store: Store, all_: bool) -> None:
         self.store, self.all_ = store, all_
-        self.best: dict[str, int] = {}
+        self._removed: set[int] = set()
 
-    def find(self) -> None:
-        for line in self.store.trials.values():
-            self._note(line)
-
-    def _note(self, line: dict[str, Any]) -> bool:
-        if not eligible(line):
-            return False
-        known = self.store.trials.get(self.best.get(line["method"], -1))
-        if known is None or line["eval_loss"] < known["eval_loss"]:
-            self.best[line["method"]] = line["number"]
-            return True
-        return False
-
-    def keep(self, line: dict[str, Any]) -> None:
-        """Only each method's best keeps its weights, unless all shall."""
+    def keep_best(self) -> None:
+        """Only each method's best of the ended trials keeps its weights, whoever ran the others, unless all shall."""
         if self.all_:
             return
-        before = self.best.get(line["method"])
-        loser = before if self._note(line) else line["number"]
-        if loser is not None:
-            for path in (self.store.folder / str(loser)).rglob("checkpoints"):
+        best = best_of(self.store).values()
+        for number in self.store.trials.keys() - self._removed - set(best):
+            self._removed.add(number)
+            for path in (self.store.folder / str(number)).rglob("checkpoints"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -25,7 +25,7 @@ from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import Session
 from sweeptune.training.shared import first_evaluation
 from sweeptune.training.step import train_step
-from sweeptune.training.stop import Diverged, Stop, stop_if_pruned
+from sweeptune.training.stop import Diverged, Stop, is_pruned, stop_if_pruned
 
 log = logging.getLogger("sweeptune")
 
@@ -77,7 +77,7 @@ def train(session: Session, stop: Stop) -> bool:
                 raise Diverged(f"fp16 overflowed in {skips} steps in a row; use hardware.precision=bf16 or fp32")
             if meter.current == "first_step":
                 meter.enter("steady")
-            stopping = any_rank(stop.requested, session.device)
+            stopping = any_rank(stop.requested or is_pruned(session), session.device)
             if stopping or is_due(session):
                 settle(session, issued)
                 issued = None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sweeptune.tracking.record import read_pruned
+from sweeptune.tracking.record import PRUNED, read_pruned
 from sweeptune.training.oom import any_rank
 from sweeptune.training.session import Session
 
@@ -41,6 +41,11 @@ def stop_if_pruned(session: Session) -> None:
     verdict = read_pruned(session.folder) if session.main else None
     if any_rank(verdict is not None, session.device):
         raise Pruned(verdict or {})
+
+
+def is_pruned(session: Session) -> bool:
+    """Whether the study has left its verdict: a look between steps, since it comes some time after the evaluation."""
+    return session.main and (session.folder / PRUNED).exists()
 
 
 @dataclass
