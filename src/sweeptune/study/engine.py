@@ -152,7 +152,8 @@ class Engine:
         if any(unit.kind == "probe" for unit in slot.units) or not slot.open():
             return False
         waiting = [trial for trial in self.queue.held.values() if trial.waiting]
-        if sum(len(trial.waiting) for trial in waiting) < self._free() and self._seldom("acquire", self.queue.acquire):
+        too_few = sum(len(trial.waiting) for trial in waiting) < self._free()
+        if too_few and self._seldom("acquire", self.queue.acquire) is not None:
             return True  # look again, with one more to choose from
         unmeasured = [trial for trial in waiting if self._needs_probe(trial)]
         if not slot.units and any(self._start_probe(trial, slot) for trial in unmeasured):
