@@ -233,7 +233,7 @@ def sweeptune(
     study = optuna.create_study(directions=directions(settings.objectives))
     replay = Replay(grid, settings, study, 0.0, [], [], set(), set())
     space = space_of(grid)
-    replay.baselines(seeds if settings.prune else 1)
+    replay.baselines(SEEDS_TO_PRUNE if settings.prune else 1)
     tried = {key_of(each["params"]) for each in replay.lines}
     whole = max(run.planned for run in grid.runs.values())
     while replay.spent + (1 + PROBE) * whole <= budget and exhausted(replay.lines, space.methods) != set(space.methods):

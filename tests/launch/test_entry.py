@@ -268,9 +268,8 @@ def test_a_trial_whose_worker_was_killed_ends_as_an_unbroken_run(tmp_path, tiny)
 
     arguments = ["--multirun", *tiny, "method=lora", "optim.lr=1e-3", "study.name=killed", "study.probe_steps=0"]
     arguments += ["train.max_steps=12", "train.epochs=null", "train.checkpoint_every=2"]
-    parent = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     folder = tmp_path / "multirun" / "killed" / "0"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(folder.glob("checkpoints/step-*[0-9]")):

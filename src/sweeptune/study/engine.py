@@ -14,11 +14,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 
@@ -46,6 +46,8 @@ from sweeptune.study.weights import Weights
 from sweeptune.tracking.record import write_record
 
 log = logging.getLogger("sweeptune")
+
+T = TypeVar("T")
 
 POLL_S = 0.1
 LOOK_S = 1.0
@@ -101,6 +103,7 @@ class Engine:
         self.pruner = Pruner(store, settings)
         self.confirmation = Confirmation(store, settings, base.seed)
         self._looked = 0.0
+        self._vain: dict[str, float] = {}
         self._environment = {
             "PYTHONPATH": os.pathsep.join([str(store.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "SWEEPTUNE_SHARED": str((store.folder / "shared").resolve()),
@@ -150,7 +153,8 @@ class Engine:
         if any(unit.kind == "probe" for unit in slot.units) or not slot.open():
             return False
         waiting = [trial for trial in self.queue.held.values() if trial.waiting]
-        if sum(len(trial.waiting) for trial in waiting) < self._free() and self.queue.acquire() is not None:
+        too_few = sum(len(trial.waiting) for trial in waiting) < self._free()
+        if too_few and self._seldom("acquire", self.queue.acquire) is not None:
             return True  # look again, with one more to choose from
         unmeasured = {trial.number for trial in waiting if self.costs.unmeasured(trial)}
         ready = [trial for trial in waiting if trial.waiting and self.costs.foreseen(trial)]
@@ -204,7 +208,7 @@ class Engine:
     def _start_confirmation(self, slot: Slot) -> bool:
         if not self.queue.idle:
             return False
-        work = self.confirmation.next(self.leases)
+        work = self._seldom("confirm", lambda: self.confirmation.next(self.leases))
         if work is None:
             return False
         config, folder, command, lease = work
@@ -214,6 +218,7 @@ class Engine:
     # What has ended
 
     def _collect(self, unit: Unit) -> None:
+        self._vain.clear()
         trial = unit.trial
         if trial is not None:
             trial.running -= 1
@@ -277,6 +282,7 @@ class Engine:
 
     def _finish(self, trial: Trial) -> None:
         """A trial has ended: its record, its line, Optuna, its weights."""
+        self._vain.clear()
         del self.queue.held[trial.number]
         if trial.lease.followed():
             return
@@ -320,13 +326,23 @@ class Engine:
             if unit.kind == "loss" and unit.trial is not None and self.settings.prune:
                 self.pruner.look(unit.trial, unit.seed, unit.folder)
 
+    def _seldom(self, name: str, look: Callable[[], T]) -> T | None:
+        """Look at all trials; where that found nothing, not again for a second or until something has ended here: with
+        thousands of them a free place would keep a tenth of a processor busy."""
+        if time.monotonic() - self._vain.get(name, -LOOK_S) < LOOK_S:
+            return None
+        found = look()
+        if not found:
+            self._vain[name] = time.monotonic()
+        return found
+
     def _over(self) -> bool:
         running = any(slot.units for slot in self.slots)
         if self.wish:
             return not running
         if running or self.queue.held:
             return False
-        if not self.queue.over():
+        if not self._seldom("over", self.queue.over):
             return False  # what runs elsewhere is ours, if its owner dies
         return self.confirmation.over()
 

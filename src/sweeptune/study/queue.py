@@ -64,13 +64,14 @@ class Queue:
         with self.store.lock():
             self.store.refresh()
             trials = self.study.get_trials(deepcopy=False)
-            for frozen in trials:
-                if self._open(frozen) and frozen.number not in self.held:
+            unfinished = [trial for trial in trials if self._open(trial)]
+            for frozen in unfinished:
+                if frozen.number not in self.held:
                     lease = self.leases.take(self.store.folder / str(frozen.number))
                     if lease is not None:
                         return self._hold(frozen.number, lease)
             if not self._wants_more(trials):
-                self.idle = not any(map(self._open, trials))
+                self.idle = not unfinished
                 return None
             self.study.sampler = optuna.samplers.RandomSampler(seed=0)  # it only numbers: `_point` draws
             number = self.study.ask().number
@@ -84,11 +85,11 @@ class Queue:
 
     def _wants_more(self, trials: list[FrozenTrial]) -> bool:
         """Whether there is to be another trial, with those that run counted."""
-        lines = list(self.store.trials.values())
-        if self._gave_up(lines) or len(asking.exhausted(lines, self.space.methods)) == len(self.space.methods):
-            return False
         counted = sum(t.user_attrs.get("kind", "trial") in COUNTING for t in trials)
-        return self.total is None or counted < self.total
+        if self.total is not None and counted >= self.total:
+            return False
+        lines = list(self.store.trials.values())
+        return not self._gave_up(lines) and len(asking.exhausted(lines, self.space.methods)) < len(self.space.methods)
 
     def _point(self, number: int) -> tuple[str, dict[str, Any]]:
         """Kind and configuration of a trial: what it was given, or, where its owner died too early, would have been."""
