@@ -96,7 +96,8 @@ def judge_pairs(
     two degrees of freedom, which finds next to nothing. So its variance is the mean over all pairs, that is the
     residual variance of the block design with (methods - 1)(seeds - 1) degrees of freedom, as R's pairwise.t.test
     pools; where the pair's own is larger, that one counts, and where it is clearly larger, with its own degrees of
-    freedom, so that a noisy method cannot borrow a quiet one's certainty. Two seeds are too few to show that a method is noisier: nothing is pooled.
+    freedom, so that a noisy method cannot borrow a quiet one's certainty. Two seeds are too few to show that a method
+    is noisier: nothing is pooled.
 
     Args:
         losses: Loss in nats a token by seed, by method.
