@@ -50,8 +50,10 @@ def test_the_pooled_deviation_is_the_residual_of_the_block_design() -> None:
     rest = sum(
         (x - rows[i] - columns[j] + sum(rows) / 3) ** 2 for i, row in enumerate(table) for j, x in enumerate(row)
     )
-    least = min(pair.deviation or 0 for pair in judge_pairs(losses, margin=0.0))
+    pairs = judge_pairs(losses, margin=0.0)
+    least = min(pair.deviation or 0 for pair in pairs)
     assert least**2 == pytest.approx(2 * rest / (2 * 3))
+    assert [pair.freedom for pair in pairs] == [6 if pair.deviation == least else 3 for pair in pairs]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +96,24 @@ def test_a_method_of_other_noise_does_not_make_differences(methods: int, sd: flo
     assert sum(any(pair.word != "undecided" for pair in pairs) for pairs in studies) <= 100 + 20
 
 
-@pytest.mark.parametrize(("methods", "seeds"), [(3, 3), (4, 3), (2, 4)])
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("sds", [(0.001, 0.001, 0.02), (0.001, 0.001, 0.001, 0.009)], ids=["of 3", "of 4"])
+def test_one_far_noisier_method_does_not_make_differences(sds: tuple[float, ...], seeds: int) -> None:
+    draw = random.Random(21)
+    wrong = 0
+    for _ in range(2000):
+        losses = {
+            name: {seed: 2.0 + draw.gauss(0, sd) for seed in range(seeds)}
+            for name, sd in zip(METHODS, sds, strict=False)
+        }
+        wrong += any(pair.word != "undecided" for pair in judge_pairs(losses, margin=0.0))
+    assert wrong <= 100, f"{wrong} of 2000 studies declare a difference"
+
+
+@pytest.mark.parametrize(("methods", "seeds"), [(4, 3), (3, 4), (2, 4)])
 def test_three_deviations_are_found(methods: int, seeds: int) -> None:
-    """Found: the planted method is better than another one. Two methods need a fourth seed: with three, 75 %."""
+    """Found: the planted method is better than another one. Fewer than four methods need a fourth seed: with three,
+    73 to 75 %."""
     draw = random.Random(5)
     studies = [judge_pairs(noisy(draw, methods, seeds, effect=3.0), margin=0.0) for _ in range(400)]
     found = sum(any(pair.a == "full" and pair.word == "better" for pair in pairs) for pairs in studies)

@@ -16,8 +16,11 @@ from rich.console import Console
 
 from sweeptune.report import show
 from sweeptune.report.scatter import Dot, letters, scatter
+from sweeptune.report.statistics import Pair
 from sweeptune.report.studies import read_study
+from sweeptune.report.study_sheets import memory_sheet, pairs_sheet
 from sweeptune.report.study_table import render_study
+from sweeptune.report.verdict import Verdict
 from tests.report.fake_study import examples, leave_confirmed, leave_search, leave_study, leave_trial
 
 EVIL = "=1+1 | <script> [bold]x[/bold]\x1b[31m\nsecond line"
@@ -209,3 +212,27 @@ def test_a_far_point_does_not_squeeze_the_others() -> None:
 def test_letters_are_free_ones() -> None:
     names = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8"]
     assert letters(names) == dict(zip(names, "flqdrpo", strict=True))
+
+
+def test_the_median_of_two_errors_is_between_them(tmp_path: Path) -> None:
+    folder = leave_study(tmp_path / "s", ("lora",))
+    for number, predicted in enumerate((2.2, 2.6)):
+        given = {"predicted_gib": predicted, "peak_memory_gib": 2.0, "cost_class": str(number)}
+        leave_trial(folder, number, "lora", 2.0, **given)
+    [row] = memory_sheet(read_study(folder)).rows
+    assert row[-2].text == "20.0 %", "of 10 and 30 %"
+
+
+def test_holms_p_never_falls(tmp_path: Path) -> None:
+    study = read_study(leave_study(tmp_path / "s"))
+    pairs = tuple(Pair("a", "b", p=p, divisor=n) for p, n in ((0.016, 3), (0.9, 2), (0.017, 2)))
+    rows = pairs_sheet(study, Verdict("test", (), (), (*pairs, Pair("a", "c")))).rows
+    assert [row[-1].text for row in rows[:3]] == ["0.0480", "0.9000", "0.0480"]
+
+
+def test_a_study_without_a_finished_trial_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = leave_study(tmp_path / "s", ("lora",))
+    leave_trial(folder, 0, "lora", None, status="oom", seconds=61.0)
+    text = shown(folder, capsys)
+    assert "no method has a finished trial" in text and "0 seeds" not in text
+    assert "trials' wall time" in text and "of training" not in text

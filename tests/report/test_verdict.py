@@ -285,3 +285,10 @@ def test_the_front_is_over_the_studys_objectives(tmp_path: Path) -> None:
     assert 0 < found.by_baselines < found.covered <= 1
     assert found.reference["tokens_per_s"] == pytest.approx(35.0)
     json.dumps(found.reference)
+
+
+def test_the_fronts_corner_keeps_its_sign(tmp_path: Path) -> None:
+    folder = leave_study(tmp_path / "s", study={"objectives": ["eval_loss", "tokens_per_s"]})
+    for number, (loss, speed) in enumerate([(2.0, 1000.0), (1.9, 50.0)]):
+        leave_trial(folder, number, "lora", loss, tokens_per_s=speed)
+    assert find_front(read_study(folder)).reference["tokens_per_s"] == pytest.approx(50 - 95)

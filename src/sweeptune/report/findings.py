@@ -106,7 +106,7 @@ def find_front(study: Study) -> Front:
         covered=share(points, best, worst),
         by_baselines=share(baselines, best, worst) if baselines else None,
         considered=len(able),
-        reference={name: abs(value) if grows(name) else value for name, value in _named(study, worst)},
+        reference={name: -value if grows(name) else value for name, value in _named(study, worst)},
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from sweeptune.config.study_rules import grows
@@ -62,7 +63,9 @@ def endings(study: Study) -> str:
     apart = [f"{kinds['misfit']} predicted not to fit, so never run"] if kinds["misfit"] else []
     apart += [f"{kinds['duplicate']} asked twice, so not run again"] if kinds["duplicate"] else []
     spent = sum(trial.tokens for trial in study.trials), sum(trial.seconds for trial in study.trials)
-    return "; ".join([words, *apart, f"{count(spent[0]).replace(' ', '')} tokens in {clock(spent[1])} of training"])
+    return "; ".join(
+        [words, *apart, f"{count(spent[0]).replace(' ', '')} tokens in {clock(spent[1])} of trials' wall time"]
+    )
 
 
 def methods_sheet(study: Study, verdict: Verdict) -> Sheet:
@@ -105,6 +108,8 @@ def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
         notes.append(
             f"test loss: retrained with {_number(len(verdict.seeds), 'seed')} that the search never used ({seeds})"
         )
+    elif verdict.split == "eval" and not verdict.seeds:
+        notes.append("no method has a finished trial")
     elif verdict.split == "eval":
         seeds = ", ".join(map(str, verdict.seeds))
         notes.append(f"eval loss: {_number(len(verdict.seeds), 'seed')} ({seeds}); each method had one configuration")
@@ -128,10 +133,10 @@ def pairs_sheet(study: Study, verdict: Verdict) -> Sheet:
         Column("p Holm", right=True, leaves=2),
     )
     rows = []
-    for pair in verdict.pairs:
+    for pair, adjusted in zip(verdict.pairs, _adjusted(verdict.pairs), strict=True):
         cells = [Cell(f"{pair.a} - {pair.b}"), Cell(pair.word, STYLES[pair.word], pair.word != "undecided")]
         cells += [Cell(figure(pair.difference, "+.4f")), Cell(bounds(pair))]
-        rows.append((*cells, Cell(figure(pair.examples, ".4f")), Cell(_p(pair))))
+        rows.append((*cells, Cell(figure(pair.examples, ".4f")), Cell(_p(adjusted))))
     notes = ["intervals: paired over seeds, 95 % for all pairs together (Holm); below 0 the first method is better"]
     notes.append(f"tied: the whole interval within ±{study.margin:g} nat (study.margin)")
     return Sheet("Pair by pair", columns, tuple(rows), tuple(notes))
@@ -210,7 +215,7 @@ def memory_sheet(study: Study) -> Sheet:
         if errors:
             cells = [method, str(len(own)), _range([point.predicted_gib for point in own])]
             cells += [_range([p.measured_gib for p in own if p.measured_gib is not None])]
-            cells += [f"{100 * abs(errors[len(errors) // 2]):.1f} %", f"{100 * errors[-1]:+.1f} %"]
+            cells += [f"{100 * median(map(abs, errors)):.1f} %", f"{100 * errors[-1]:+.1f} %"]
             rows.append(tuple(map(Cell, cells)))
     return Sheet("Peak memory, predicted against measured", columns, tuple(rows), tuple(_memory_notes(found)))
 
@@ -283,10 +288,20 @@ def _tuned(arm: Arm) -> str:
     return f"{arm.trials:,}, {count(arm.tokens).replace(' ', '')}"
 
 
-def _p(pair: Pair) -> str:
-    if pair.p is None:
+def _adjusted(pairs: Sequence[Pair]) -> list[float | None]:
+    """Holm's p of each pair: the k-th smallest of n times n - k + 1, and never below that of a smaller one."""
+    order = sorted((place for place, pair in enumerate(pairs) if pair.p is not None), key=lambda i: pairs[i].p or 0.0)
+    found: list[float | None] = [None] * len(pairs)
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (pairs[place].p or 0.0) * (len(order) - rank)))
+        found[place] = highest
+    return found
+
+
+def _p(adjusted: float | None) -> str:
+    if adjusted is None:
         return UNKNOWN
-    adjusted = min(1.0, pair.p * pair.divisor)
     return "<0.0001" if adjusted < 1e-4 else f"{adjusted:.4f}"
 
 
