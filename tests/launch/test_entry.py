@@ -289,3 +289,11 @@ def test_a_study_is_named_after_what_it_sweeps():
     assert study_overrides(["space=method_tradeoff"])[0] == "study.name=method_tradeoff"
     assert study_overrides(["experiment=demo", "hardware.on_oom=replan"]) == ["study.name=demo"]
     assert study_overrides(["study.name=mine", "seed=0,1", "hardware.on_oom=stop"]) == []
+
+
+def test_flags_may_stand_behind_the_overrides() -> None:
+    from sweeptune.launch.entry import with_more
+
+    assert with_more(["a=1", "b=2", "-m"], ["a=1", "b=2"], ["c=3"]) == ["a=1", "b=2", "c=3", "-m"]
+    assert with_more(["-m", "a=1", "--cfg", "job"], ["a=1"], ["c=3"]) == ["-m", "a=1", "c=3", "--cfg", "job"]
+    assert with_more(["-m"], [], ["c=3"]) == ["c=3", "-m"]

@@ -12,7 +12,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.report.recommend import parse_memory, recommend
 from sweeptune.report.recommend_text import render_recommendation
 from sweeptune.report.studies import read_study
-from tests.report.fake_study import leave_confirmed, leave_study, leave_trial
+from tests.report.fake_study import leave_confirmed, leave_record, leave_study, leave_trial
 
 SEEDS = (1001, 1002, 1003)
 
@@ -139,3 +139,23 @@ def test_json_is_all_of_it(study: Path, capsys: pytest.CaptureFixture[str]) -> N
     value: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert value["chosen"]["trial"]["number"] == 1 and value["pair"]["word"] == "better"
     assert value["command"].startswith("python train.py")
+
+
+def test_swept_seeds_are_judged_by_their_mean_and_not_by_luck(tmp_path: Path) -> None:
+    leave_study(tmp_path, ("full", "lora"))
+    for number, (method, loss) in enumerate(
+        [("full", 1.90), ("full", 2.06), ("full", 2.05), ("lora", 1.95), ("lora", 1.951), ("lora", 1.949)]
+    ):
+        leave_trial(tmp_path, number, method, loss, params={"method": method, "seed": number % 3}, seeds=[number % 3])
+        leave_record(tmp_path / str(number), method, number % 3, loss=loss)
+    found = recommend(read_study(tmp_path))
+    assert found.chosen.trial.method == "lora" and found.chosen.loss.mean == pytest.approx(1.95)
+
+
+def test_a_confirmation_that_needed_more_memory_counts(tmp_path: Path) -> None:
+    leave_study(tmp_path, ("lora",))
+    leave_trial(tmp_path, 0, "lora", 1.9, peak_memory_gib=7.9)
+    leave_confirmed(tmp_path, {"lora": {1001: 1.9, 1002: 1.91}}, memory=8.4)
+    assert recommend(read_study(tmp_path), memory_gib=8.5).chosen.peak_gib == (7.9, 8.4)
+    with pytest.raises(ConfigError, match="no completed configuration fits"):
+        recommend(read_study(tmp_path), memory_gib=8.0)

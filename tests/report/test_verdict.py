@@ -292,3 +292,12 @@ def test_the_fronts_corner_keeps_its_sign(tmp_path: Path) -> None:
     for number, (loss, speed) in enumerate([(2.0, 1000.0), (1.9, 50.0)]):
         leave_trial(folder, number, "lora", loss, tokens_per_s=speed)
     assert find_front(read_study(folder)).reference["tokens_per_s"] == pytest.approx(50 - 95)
+
+
+def test_a_better_trial_after_the_confirmation_leaves_its_method_undecided(tmp_path: Path) -> None:
+    folder = confirmed(tmp_path / "s", random.Random(1), {"full": 0.0, "lora": -40.0})
+    assert "lora is best" in words(folder)
+    leave_trial(folder, 7, "full", 1.5, params={"method": "full", "optim.lr": 1e-4})
+    found = judge(read_study(folder))
+    assert [pair.word for pair in found.pairs] == ["undecided"]
+    assert "trial 7 of full came after" in words(folder) and "--confirm" in words(folder)

@@ -432,3 +432,15 @@ def test_the_views_trials_are_all_that_a_sampler_sees(tmp_path: Path) -> None:
     assert {t.params["method"] for t in view.get_trials()} == {"qlora"}
     assert view.study_name == study.study_name
     assert isinstance(study.sampler, Seeded)
+
+
+def test_a_failure_is_charged_one_trial_and_not_a_baselines_seeds() -> None:
+    lines = [
+        {"number": 0, "kind": "baseline", "method": "full", "status": "completed", "tokens": 3000, "seeds": [0, 1, 2]},
+        {"number": 1, "kind": "baseline", "method": "lora", "status": "completed", "tokens": 3000, "seeds": [0, 1, 2]},
+        {"number": 2, "kind": "trial", "method": "full", "status": "oom", "tokens": 0, "seeds": [0]},
+        {"number": 3, "kind": "trial", "method": "lora", "status": "completed", "tokens": 1000, "seeds": [0]},
+    ]
+    lines = [{"pruned_by": None, **line} for line in lines]
+    assert next_method(lines, [{"method": "full", "tokens": None}], ["full", "lora"], "equal") == "lora"
+    assert next_method(lines, [{"method": "lora", "tokens": None}], ["full", "lora"], "equal") == "full"

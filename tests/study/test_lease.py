@@ -89,3 +89,35 @@ def test_a_heartbeat_touches_the_lease(tmp_path: Path) -> None:
         time.sleep(0.4)
         assert lease.path.stat().st_mtime_ns > before
     assert json.loads(lease.path.read_text()) == {"released": True}
+
+
+def test_what_we_own_is_not_taken_twice(tmp_path: Path) -> None:
+    leases = Leases()
+    assert leases.take(tmp_path / "a") is not None
+    assert leases.take(tmp_path / "a") is None, "two of our slots would train in one folder"
+
+
+def test_whoever_came_in_between_keeps_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, late = Leases(), Leases(), Leases()
+    held = first.take(tmp_path / "a")
+    assert held is not None
+    first.release(held)
+    judged = late._free
+
+    def slow(folder: Path, number: int) -> bool:
+        found = judged(folder, number)
+        assert second.take(folder) is not None
+        return found
+
+    monkeypatch.setattr(late, "_free", slow)
+    assert late.take(tmp_path / "a") is None
+
+
+def test_an_emptied_lease_goes_stale(tmp_path: Path) -> None:
+    gone, leases = Leases(), Leases(stale_s=0.05)
+    lease = gone.take(tmp_path / "a")
+    assert lease is not None
+    lease.path.write_text("")
+    assert not leases.free(tmp_path / "a")
+    time.sleep(0.1)
+    assert leases.free(tmp_path / "a")

@@ -80,7 +80,8 @@ def test_spread_is_pooled_over_configurations_inside_the_method() -> None:
     ]
     # Sums of squares 0.02 and 0.08 over 2 + 1 degrees of freedom.
     assert spread(curves, "lora", "cosine", 1000) == pytest.approx((0.10 / 3) ** 0.5)
-    assert spread(curves, "full", "cosine", 1000) == pytest.approx(8**0.5)
+    # One degree of freedom of its own is too few: 0.10 and 8 over 3 + 1.
+    assert spread(curves, "full", "cosine", 1000) == pytest.approx((8.10 / 4) ** 0.5)
     # A method without repeated configurations borrows from all.
     assert spread(curves, "dora", "cosine", 1000) == pytest.approx((8.10 / 4) ** 0.5)
     assert spread(curves, "lora", "linear", 1000) is None

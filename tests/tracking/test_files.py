@@ -188,7 +188,9 @@ def test_a_line_that_was_half_written_is_taken_back(tmp_path, monkeypatch):
             self.file.flush()
             raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Path, "open", lambda path, mode="r", **named: Torn(path))
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", **named: Torn(path) if mode == "a" else real(path, mode, **named)
+    )
     with pytest.raises(DiskFull):
         lines.append({"step": 1})
     monkeypatch.undo()
@@ -225,3 +227,13 @@ def test_which_errors_mean_a_full_disk(tmp_path, monkeypatch):
     caused = RuntimeError("wrapped")
     caused.__context__ = OSError(errno.ENOSPC, "x")
     assert is_disk_full(caused, tmp_path)
+
+
+def test_a_torn_line_of_another_writer_is_set_aside_too(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    mine = JsonLines(path)
+    mine.append({"number": 0})
+    with path.open("a") as file:
+        file.write('{"number": 1, "sta')  # another process, which then dies
+    mine.append({"number": 2})
+    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [0, 2]

@@ -74,7 +74,10 @@ def all_values(domain: Domain) -> list[Value]:
 
 def contains(domain: Domain, value: Value) -> bool:
     """Whether the value is one that a search over the domain would ever propose; of an interval, none ever is."""
-    return not isinstance(domain, FloatRange) and key_of(value) in map(key_of, all_values(domain))
+    if isinstance(domain, IntRange):
+        inside = isinstance(value, int) and not isinstance(value, bool)
+        return inside and value in range(domain.low, domain.high + 1, domain.step)
+    return isinstance(domain, Choice) and key_of(value) in map(key_of, domain.values)
 
 
 def key_of(value: Any) -> str:

@@ -133,7 +133,7 @@ def _key_problem(override: Override, world: World) -> str | None:
     if section in sections() and not field:
         return words.whole_section(override)
     if not any(known.values()):
-        return words.unknown_key(override, world.methods[0])
+        return words.unknown_key(override, world.methods)
     if override.is_delete():
         return words.not_removable(override)
     lacking = [method for method in world.methods if known[method] is None]

@@ -109,8 +109,9 @@ def whole_section(override: Override) -> str:
     )
 
 
-def unknown_key(override: Override, method: str) -> str:
-    """A key that no configuration has."""
+def unknown_key(override: Override, methods: Sequence[str]) -> str:
+    """A key that no configuration has; the nearest one of any method in play is meant."""
+    method = next((m for m in methods if _nearest_key(override.key_or_group, m)), methods[0])
     key = override.key_or_group
     plus = ", and + cannot make one" if override.is_add() or override.is_force_add() else ""
     near = _nearest_key(key, method)

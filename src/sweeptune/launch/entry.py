@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
         if resume:
             continue_run(Path(resume[0]))
         else:
-            compose_and_run([*arguments, *(study_overrides(overrides) if multirun else [])])
+            compose_and_run(with_more(arguments, overrides, study_overrides(overrides) if multirun else []))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -82,6 +82,17 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
     if show is not None and OUTCOME.study.lines:
         show(OUTCOME.study.folder)
     return study_status(OUTCOME.study)
+
+
+def with_more(arguments: list[str], overrides: list[str], more: list[str]) -> list[str]:
+    """Add overrides behind the last one: argparse takes them in one place only, and flags may follow.
+
+    Example:
+        >>> with_more(["method=full,lora", "-m"], ["method=full,lora"], ["study.name=a"])
+        ['method=full,lora', 'study.name=a', '-m']
+    """
+    last = max((place for place, word in enumerate(arguments) if word in overrides), default=-1)
+    return [*arguments[: last + 1], *more, *arguments[last + 1 :]]
 
 
 def study_status(study: Any) -> int:

@@ -88,7 +88,8 @@ class Worker:
         if self.out_of_memory():
             return self._write("oom", "the kernel ended the worker because the machine's memory was full")
         status = "interrupted" if interrupted else "crashed"
-        return self._write(status, f"the worker {ending(self.process.returncode)} without a record; see train.log")
+        said = "train.log" if (self.folder / "train.log").exists() else "output.log"
+        return self._write(status, f"the worker {ending(self.process.returncode)} without a record; see {said}")
 
     def _told(self) -> bool:
         with suppress(ConfigError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.report.statistics import Interval, Pair, interval, quantile
@@ -89,7 +90,7 @@ def recommend(study: Study, memory_gib: float | None = None, min_tokens_per_s: f
     """
     verdict = judge(study)
     able = [trial for trial in study.trials if trial.eligible and trial.eval_loss is not None]
-    fitting = [trial for trial in able if _keeps(trial, memory_gib, min_tokens_per_s)]
+    fitting = [trial for trial in able if _keeps(study, trial, memory_gib, min_tokens_per_s)]
     if not fitting:
         raise ConfigError(_nothing(study, able, memory_gib, min_tokens_per_s))
     found = [_of_method(study, verdict, arm, fitting) for arm in verdict.arms]
@@ -111,10 +112,28 @@ def recommend(study: Study, memory_gib: float | None = None, min_tokens_per_s: f
     )
 
 
-def _keeps(trial: Trial, memory_gib: float | None, min_tokens_per_s: float | None) -> bool:
-    small = memory_gib is None or (trial.peak_memory_gib is not None and trial.peak_memory_gib <= memory_gib)
-    fast = min_tokens_per_s is None or (trial.tokens_per_s is not None and trial.tokens_per_s >= min_tokens_per_s)
+def _keeps(study: Study, trial: Trial, memory_gib: float | None, min_tokens_per_s: float | None) -> bool:
+    """Whether every run of the configuration did."""
+    peaks, speeds = _ends(_peaks(study, trial)), _ends(_speeds(study, trial))
+    small = memory_gib is None or (peaks is not None and peaks[1] <= memory_gib)
+    fast = min_tokens_per_s is None or (speeds is not None and speeds[0] >= min_tokens_per_s)
     return small and fast
+
+
+def _repeats(study: Study, trial: Trial) -> list[Mapping[str, Any]]:
+    """Records of the runs that confirmed a trial."""
+    if study.planned.get(trial.method) != trial.number:
+        return []
+    return [c.record for c in study.confirmed if c.method == trial.method and c.loss is not None]
+
+
+def _peaks(study: Study, trial: Trial) -> list[float | None]:
+    return [trial.peak_memory_gib, *(record["memory"]["peak_memory_gib"] for record in _repeats(study, trial))]
+
+
+def _speeds(study: Study, trial: Trial) -> list[float | None]:
+    alone = [record["speed"] for record in _repeats(study, trial) if record["speed"]["exclusive"]]
+    return [trial.tokens_per_s, *(speed["tokens_per_s"] for speed in alone)]
 
 
 def _nothing(study: Study, able: Sequence[Trial], memory_gib: float | None, speed: float | None) -> list[str]:
@@ -126,11 +145,11 @@ def _nothing(study: Study, able: Sequence[Trial], memory_gib: float | None, spee
     problems = []
     smallest = min((t for t in able if t.peak_memory_gib), key=lambda t: t.peak_memory_gib or 0.0, default=None)
     fastest = max((t for t in able if t.tokens_per_s), key=lambda t: t.tokens_per_s or 0.0, default=None)
-    if memory_gib is not None and (smallest is None or not _keeps(smallest, memory_gib, None)):
+    if memory_gib is not None and (smallest is None or not _keeps(study, smallest, memory_gib, None)):
         least = "none was measured" if smallest is None else f"the smallest needs {smallest.peak_memory_gib:.2f} GiB"
         whose = "" if smallest is None else f" (trial {smallest.number}, {smallest.method})"
         problems.append(f"--memory {memory_gib:.2f}GiB: no completed configuration fits; {least}{whose}")
-    if speed is not None and (fastest is None or not _keeps(fastest, None, speed)):
+    if speed is not None and (fastest is None or not _keeps(study, fastest, None, speed)):
         most = "none was timed" if fastest is None else f"the fastest has {fastest.tokens_per_s:,.0f}"
         whose = "" if fastest is None else f" (trial {fastest.number}, {fastest.method})"
         problems.append(f"--min-tokens-per-s {speed:g}: no completed configuration is so fast; {most}{whose}")
@@ -145,6 +164,8 @@ def _of_method(study: Study, verdict: Verdict, arm: Arm, fitting: Sequence[Trial
         assert arm.best is not None
         return _candidate(study, arm.best, arm.loss, "test")
     best = min(own, key=lambda trial: (trial.eval_loss or 0.0, trial.number))
+    if verdict.split == "eval" and arm.loss is not None:  # one configuration: its mean over seeds, not its luckiest one
+        return _candidate(study, best, arm.loss, "eval")
     return _candidate(study, best, _expected(best, arm), "eval")
 
 
@@ -164,11 +185,9 @@ def _expected(trial: Trial, arm: Arm) -> Interval:
 
 def _candidate(study: Study, trial: Trial, loss: Interval, split: str) -> Candidate:
     """With the range that memory and speed had over the trial and, where it is confirmed, its confirmation runs."""
-    records = [c.record for c in study.confirmed if split == "test" and c.method == trial.method and c.loss is not None]
-    peaks = [trial.peak_memory_gib, *(record["memory"]["peak_memory_gib"] for record in records)]
-    alone = [record["speed"]["tokens_per_s"] for record in records if record["speed"]["exclusive"]]
+    peaks = _peaks(study, trial)
     runs = sum(peak is not None for peak in peaks)
-    return Candidate(trial, loss, split, _ends(peaks), _ends([trial.tokens_per_s, *alone]), runs)
+    return Candidate(trial, loss, split, _ends(peaks), _ends(_speeds(study, trial)), runs)
 
 
 def _ends(values: Sequence[float | None]) -> tuple[float, float] | None:

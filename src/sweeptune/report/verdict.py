@@ -71,10 +71,27 @@ def judge(study: Study) -> Verdict:
     arms = [_arm(study, method, losses.get(method, {}), split) for method in study.methods]
     arms.sort(key=lambda arm: (arm.loss.mean if arm.loss else math.inf, _search_loss(arm.best)))
     order = {arm.method: losses[arm.method] for arm in arms if losses.get(arm.method)}
-    apart = {(a, b): why for a, b in combinations(order, 2) if (why := _apart(study, runs[a], runs[b]))}
+    late = {method: why for method in order if split == "test" and (why := _overtaken(study, method))}
+    apart = {
+        (a, b): why
+        for a, b in combinations(order, 2)
+        if (why := late.get(a) or late.get(b) or _apart(study, runs[a], runs[b]))
+    }
     pairs = [_with_examples(pair, runs) for pair in judge_pairs(order, study.margin, apart)]
     seeds = tuple(sorted({seed for own in order.values() for seed in own}))
     return Verdict(split, seeds, tuple(arms), tuple(pairs))
+
+
+def _overtaken(study: Study, method: str) -> str | None:
+    """Why a confirmation no longer stands for its method: trials came after it, and one of them is better."""
+    confirmed, able = study.trial(study.planned.get(method, -1)), [t for t in study.of(method) if t.eligible]
+    best = min(able, key=lambda trial: (_search_loss(trial), trial.number), default=None)
+    if confirmed is None or best is None or _search_loss(best) >= _search_loss(confirmed):
+        return None
+    return (
+        f"trial {best.number} of {method} came after trial {confirmed.number} was confirmed and has a lower eval loss, "
+        f"{best.eval_loss:.4f}; sweeptune compare {study.folder} --confirm judges it"
+    )
 
 
 def best_of(study: Study, method: str) -> Trial | None:

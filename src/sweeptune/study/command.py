@@ -58,6 +58,7 @@ def run_study(overrides: Sequence[str], folder: Path) -> Ended:
     identity = _identity(overrides, folder)
     with store.lock():
         if not store.exists():
+            store.check_storage(identity.settings)
             store.create(identity, {"fixed": shared_settings(identity), "git": git_state(), "versions": versions()})
         else:
             known = store.read()

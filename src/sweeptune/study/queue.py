@@ -19,7 +19,7 @@ from sweeptune.study.trial import Trial, command_of, compose_trial, drop, finish
 log = logging.getLogger("sweeptune")
 
 FAILED = ("oom", "diverged", "timeout", "crashed", "lost", "invalid_config", "invalid_run")
-SEEDS_TO_PRUNE = 3
+SEEDS_TO_PRUNE = 2
 """Seeds of a baseline where trials may be pruned: what the seed alone does must be known first."""
 
 

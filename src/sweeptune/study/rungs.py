@@ -17,6 +17,8 @@ BETTER = 3
 """So many finished trials must be better."""
 SPREADS = 2.0
 """By so many standard deviations over seeds."""
+ENOUGH = 3
+"""Degrees of freedom of a method's own spread; below, it is measured over all methods."""
 SAME = 0.02
 """Relative difference up to which token counts are the same: a rung is the first step that reaches its share, and
 where steps end depends on the seed a little."""
@@ -74,7 +76,8 @@ def spread(curves: Iterable[Curve], method: str, schedule: str, rung_tokens: int
     """Standard deviation over seeds, pooled over the configurations that have several (squares added, weighted by
     their degrees of freedom, as in an analysis of variance).
 
-    Measured inside the method; where none of its configurations has two seeds, over all methods of the schedule.
+    Measured inside the method; where too few of its configurations have several seeds, over all methods of the
+    schedule.
 
     Args:
         curves: Of the study.
@@ -92,11 +95,15 @@ def spread(curves: Iterable[Curve], method: str, schedule: str, rung_tokens: int
             groups.setdefault((curve.method, curve.configuration), {})[curve.seed] = loss
     several = {key: list(losses.values()) for key, losses in groups.items() if len(losses) > 1}
     own = [losses for (whose, _), losses in several.items() if whose == method]
-    pooled = own or list(several.values())
+    pooled = own if _degrees(own) >= ENOUGH else list(several.values())
     if not pooled:
         return None
     squares = sum(statistics.variance(losses) * (len(losses) - 1) for losses in pooled)
-    return math.sqrt(squares / sum(len(losses) - 1 for losses in pooled))
+    return math.sqrt(squares / _degrees(pooled))
+
+
+def _degrees(groups: Sequence[Sequence[float]]) -> int:
+    return sum(len(losses) - 1 for losses in groups)
 
 
 def prune(candidate: Curve, others: Sequence[Curve], settings: StudyConfig) -> Verdict | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -28,6 +29,8 @@ from sweeptune.study.ask import directions
 from sweeptune.study.space import Space
 from sweeptune.tracking.files import JsonLines, write_json
 from sweeptune.tracking.record import code_version
+
+log = logging.getLogger("sweeptune")
 
 SCHEMA = 1
 COUNTING = ("baseline", "trial")
@@ -125,6 +128,28 @@ class Store:
         """The study's own conf/."""
         return self.code / "sweeptune" / "conf"
 
+    def check_storage(self, settings: StudyConfig) -> None:
+        """See that a database can be reached, and holds no study of this name yet, before anything is written.
+
+        Raises:
+            ConfigError: It cannot, or does.
+        """
+        if settings.storage is None:
+            return
+        try:
+            known = optuna.get_all_study_names(settings.storage)
+        except Exception as error:  # each database has its own
+            raise ConfigError(
+                f"study.storage={settings.storage}: cannot be opened ({type(error).__name__}: {error}). Use a database "
+                "URL such as sqlite:////path/of/an/existing/folder/studies.db, or leave it out"
+            ) from error
+        if self.folder.name in known:
+            raise ConfigError(
+                f"study.storage={settings.storage}: holds a study {self.folder.name} without its folder {self.folder}. "
+                f"Use another study.name, or remove it there: optuna delete-study --study-name {self.folder.name} "
+                f"--storage {settings.storage}"
+            )
+
     def optuna(self, settings: StudyConfig) -> optuna.Study:
         """Open Optuna's study, or make it."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -152,7 +177,11 @@ class Store:
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._read_to += len(whole)
         for text in whole.splitlines():
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                log.warning("%s: a line cannot be read and is passed over: %r", path, text[:80])
+                continue
             self.trials[line["number"]] = line
 
     def add(self, line: dict[str, Any]) -> None:

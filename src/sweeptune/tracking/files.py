@@ -93,7 +93,6 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._whole = False
 
     @property
     def offset(self) -> int:
@@ -111,9 +110,8 @@ class JsonLines:
             ValueError: A number is not finite.
         """
         line = json.dumps(value, allow_nan=False) + "\n"
-        if not self._whole:
+        if not self._ends_whole():  # at each line: others may write here, too, and die
             self.truncate_to(self._end_of_last_line())
-            self._whole = True
         before = self.offset
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -148,6 +146,13 @@ class JsonLines:
                 raise DiskFull(aside) from error
             raise
         os.truncate(self.path, offset)
+
+    def _ends_whole(self) -> bool:
+        if not self.offset:
+            return True
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
 
     def _end_of_last_line(self) -> int:
         return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
