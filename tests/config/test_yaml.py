@@ -94,7 +94,7 @@ def test_the_two_smollm2_share_a_file() -> None:
 def test_the_demo_is_a_study_of_three_methods() -> None:
     config = compose(["experiment=demo"])
     assert (config.study.name, config.study.trials, config.study.baselines) == ("demo", 6, True)
-    assert (config.train.max_steps, config.data.max_length, config.eval.max_samples) == (12, 192, 32)
+    assert (config.train.max_steps, config.data.max_length, config.eval.max_samples) == (8, 192, 32)
     assert check(["experiment=demo"], multirun=True) == []
     assert check(["experiment=demo", "method=lora,qlora", "method.rank=4"], multirun=True) == []
 

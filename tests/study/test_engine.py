@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sweeptune.tracking.record import read_record
 from tests.study.fakes import begin, lines, results, run, wait_for, workers
@@ -226,6 +227,57 @@ def test_a_trial_that_optuna_was_told_of_gets_its_line_all_the_same(tmp_path: Pa
     assert run(tmp_path, *command).returncode == 0
     assert results(study) == before, "the record was there"
     assert (study / "1" / "starts.txt").read_text().count("\n") == 1, "so it is not trained again"
+
+
+def test_a_trial_whose_line_was_written_is_told_to_optuna_and_not_run_again(tmp_path: Path) -> None:
+    command = [o.replace("trials=8", "trials=3") for o in TPE]
+    assert run(tmp_path, *command).returncode == 0
+    study = tmp_path / "multirun" / "s"
+    before, journal = lines(study), (study / "study.journal").read_text().splitlines(keepends=True)
+    told = [place for place, text in enumerate(journal) if '"op_code":6' in text and '"trial_id":2' in text]
+    assert told, "Optuna's journal has another form"
+    (study / "study.journal").write_text("".join(t for place, t in enumerate(journal) if place not in told))
+    assert run(tmp_path, *command).returncode == 0
+    assert lines(study) == before, "the same line, once"
+    assert sum('"op_code":6' in text for text in (study / "study.journal").read_text().splitlines()) == 3
+
+
+PROBED = ["method=lora", "study.name=s", "study.probe_steps=5", "train.max_steps=12"]
+
+
+@pytest.mark.parametrize(("fault", "probes"), [("crashed", 2), ("diverged", 2), ("oom", 1)])
+def test_only_memory_condemns_a_kind_of_configuration(tmp_path: Path, fault: str, probes: int) -> None:
+    run(tmp_path, *PROBED, "optim.lr=1.0,1e-3", plan={"probe_faults": {"lora": fault}})
+    study = tmp_path / "multirun" / "s"
+    assert [line["status"] for line in lines(study)] == [fault] * 2
+    assert len(list((study / "probes").glob("*/starts.txt"))) == probes, "else the next one measures again"
+    for settings in (study / "probes").glob("*/config.yaml"):
+        assert yaml.safe_load(settings.read_text())["optim"]["lr"] == 1e-3, "the recommended rate, whoever asks"
+
+
+def test_a_limit_on_what_only_the_end_knows_is_not_judged_by_the_probe(tmp_path: Path) -> None:
+    done = run(tmp_path, *PROBED, "optim.lr=1e-3,2e-3", "study.constraints={train.final_loss: 2.5}")
+    assert done.returncode == 0, done.stderr
+    assert all(line["status"] == "completed" for line in lines(tmp_path / "multirun" / "s"))
+
+
+def test_more_trials_after_a_confirmation_are_confirmed_on_the_same_seeds(tmp_path: Path) -> None:
+    command = ["method=full,lora", RATES, "study.name=s", "study.confirm_seeds=2"]
+    assert run(tmp_path, *command, "study.trials=4", plan={"sd": 0.01}).returncode == 0
+    confirm = tmp_path / "multirun" / "s" / "confirm"
+    before = json.loads((confirm / "plan.json").read_text())
+    assert run(tmp_path, *command, "study.trials=6", plan={"sd": 0.01, "effect": {"lora": -1.0}}).returncode == 0
+    after = json.loads((confirm / "plan.json").read_text())
+    assert after["seeds"] == before["seeds"] and after["full"] == before["full"] and after["lora"] >= 4
+    for seed in after["seeds"]:
+        assert read_record(confirm / f"lora-{seed}")["test"]["loss"] < 2.0, "the new best"
+        assert (confirm / "earlier" / f"{before['lora']}-lora-{seed}" / "result.json").exists(), "nothing is lost"
+
+
+def test_seeds_of_the_search_confirm_nothing(tmp_path: Path) -> None:
+    assert run(tmp_path, "method=lora", "seed=1000,1001", "study.confirm_seeds=2", "study.name=s").returncode == 0
+    plan = json.loads((tmp_path / "multirun" / "s" / "confirm" / "plan.json").read_text())
+    assert len(plan["seeds"]) == 2 and not {1000, 1001} & set(plan["seeds"])
 
 
 UNBROKEN = {"grid": GRID, "tpe": TPE}

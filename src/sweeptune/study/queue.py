@@ -63,7 +63,7 @@ class Queue:
         """The next trial: one whose owner died, or a new one."""
         with self.store.lock():
             self.store.refresh()
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self._trials()
             unfinished = [trial for trial in trials if self._open(trial)]
             for frozen in unfinished:
                 if frozen.number not in self.held:
@@ -178,12 +178,20 @@ class Queue:
         """Whether no trial runs anywhere and none is to come."""
         with self.store.lock():
             self.store.refresh()
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self._trials()
         return not any(map(self._open, trials)) and not self._wants_more(trials)
 
+    def _trials(self) -> list[FrozenTrial]:
+        """Optuna's trials; it is told of those whose process died between their line and that."""
+        trials = self.study.get_trials(deepcopy=False)
+        untold = [t.number for t in trials if t.state == TrialState.RUNNING and t.number in self.store.trials]
+        for number in untold:
+            asking.tell(self.study, number, self.store.trials[number], self.settings)
+        return self.study.get_trials(deepcopy=False) if untold else trials
+
     def _open(self, trial: FrozenTrial) -> bool:
-        """Whether a trial has not ended; one without a line has not, though Optuna may know how: its process died."""
-        return trial.state == TrialState.RUNNING or trial.number not in self.store.trials
+        """Whether a trial has not ended: it has no line, though Optuna may have been told of it before the disk was."""
+        return trial.number not in self.store.trials
 
     def _seeds(self, kind: str, point: dict[str, Any], first: int) -> list[int]:
         """One run each: a baseline has several where trials may be pruned."""
