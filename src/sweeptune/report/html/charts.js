@@ -139,7 +139,7 @@ function curves(host, width) {
   const clip = "clip-curves";
   plot.root.append(svg("clipPath", { id: clip }, svg("rect", { x: plot.left, y: plot.top, width: plot.right - plot.left + 1, height: plot.bottom - plot.top })));
   const path = (c) => c.x.map((x, i) => `${i ? "L" : "M"}${plot.X(x).toFixed(1)} ${plot.Y(c.y[i]).toFixed(1)}`).join("");
-  const faint = Math.max(0.12, Math.min(0.6, 12 / own.length));
+  const faint = Math.max(0.18, Math.min(0.6, 16 / own.length));
   for (const method of data.methods) {  // one path for a method's trials: thousands of elements would be slow
     const lines = own.filter((c) => c.trial.m === method);
     if (!lines.length) continue;
@@ -183,9 +183,8 @@ function pairs(host, width) {
   root.append(svg("rect", { x: X(-data.margin), width: X(data.margin) - X(-data.margin), y: top, height: floor - top, class: "margin" }),
     svg("line", { x1: X(0), x2: X(0), y1: top, y2: floor, class: "axis" }),
     svg("line", { x1: left, x2: width - right, y1: floor, y2: floor, class: "axis" }));
-  for (const value of ticks(X, Math.max(2, (width - left) / 130))) {
-    root.append(svg("text", { x: X(value), y: floor + 17, "text-anchor": "middle" }, brief(value).replace("-", MINUS)));
-  }
+  const marks = ticks(X, Math.max(2, (width - left) / 130)), word = aligned(marks);
+  for (const value of marks) root.append(svg("text", { x: X(value), y: floor + 17, "text-anchor": "middle" }, word(value)));
   root.append(svg("text", { x: width - right, y: height - 4, "text-anchor": "end", class: "strong" }, "difference of the loss, nat"));
   able.forEach((p, place) => {
     const y = top + (place + 0.5) * row, kind = p.word === "better" || p.word === "worse" ? tone(p.difference < 0 ? p.a : p.b) : "m6";
@@ -205,7 +204,8 @@ function phases(host, width) {
   const sum = (phase) => phase.pieces.reduce((total, [, size]) => total + size, 0);
   const most = Math.max(...data.phases.flatMap((p) => p.phases.map(sum)));
   const kinds = [...new Set(own.flatMap((p) => p.phases.flatMap((f) => f.pieces.map(([kind]) => kind))))];
-  const columns = Math.max(1, Math.min(own.length, Math.floor((width + 32) / 340))), each = (width - 32 * (columns - 1)) / columns;
+  const fit = Math.max(1, Math.min(own.length, Math.floor((width + 32) / 340)));
+  const columns = Math.ceil(own.length / Math.ceil(own.length / fit)), each = (width - 32 * (columns - 1)) / columns;
   const panels = own.map(({ method, phases: list }) => {
     const row = 24, left = 72, right = 44, height = list.length * row + 8, X = scale([0, most], [left, each - right]);
     const root = svg("svg", { class: "plot", viewBox: `0 0 ${each} ${height}`, height, role: "img",
@@ -271,7 +271,7 @@ function effect(cell, key, method, own, reach) {
     : { ends: log ? [low / 1.15, high * 1.15] : ends([low, high]), log };
   const width = Math.max(220, cell.clientWidth), plot = axes(width, 190, { ...x, name: "" }, { ends: reach, name: method }, `Eval loss of ${method} against ${key}`);
   const points = own.map((t) => ({ x: plot.X(at(t)), y: plot.Y(t.l), r: 3.5, trial: t }));
-  if (steps) values.forEach((value, i) => {
+  if (steps && values.length < own.length) values.forEach((value, i) => {
     const losses = own.filter((t) => at(t) === i).map((t) => t.l).sort((a, b) => a - b);
     const middle = (losses[(losses.length - 1) >> 1] + losses[losses.length >> 1]) / 2;
     plot.root.append(svg("line", { x1: plot.X(i - 0.3), x2: plot.X(i + 0.3), y1: plot.Y(middle), y2: plot.Y(middle), class: `stroke ${tone(method)}`, "stroke-width": 2 }));

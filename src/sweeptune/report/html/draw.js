@@ -59,12 +59,18 @@ function ticks(at, most) {
     return [at.low, at.high].map((v) => Number(v.toPrecision(2)));
   }
   const rough = (at.high - at.low) / Math.max(1, most), power = 10 ** Math.floor(Math.log10(rough || 1));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999) || power;
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999) || power;
   const found = [];
   for (let i = Math.ceil(at.low / step - 1e-9); i * step <= at.high + step * 1e-9; i++) {
     found.push(Number((i * step).toPrecision(12)));
   }
   return found;
+}
+/** As many decimals for all ticks of an axis as the finest needs. */
+function aligned(values) {
+  const places = Math.max(...values.map((v) => (String(Number(v.toPrecision(6))).split(".")[1] || "").length));
+  return values.every((v) => v === 0 || Math.abs(v) >= 1e-3) && Math.max(...values.map(Math.abs)) < 1e6
+    ? (v) => figure(v, places) : (v) => brief(v).replace("-", MINUS);
 }
 /** The values' range with a little air; alike values get some, too. */
 function ends(values, air = 0.06) {
@@ -147,16 +153,17 @@ function axes(width, height, x, y, name) {
   const left = 52, right = 14, top = 24, bottom = 40;
   const X = scale(x.ends, [left, width - right], x.log), Y = scale(y.ends, [height - bottom, top], y.log);
   const root = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": name });
-  for (const value of y.ticks || ticks(Y, Math.max(2, height / 60))) {
+  const levels = y.ticks || ticks(Y, Math.max(2, height / 60)), level = y.form || aligned(levels);
+  for (const value of levels) {
     root.append(svg("line", { x1: left, x2: width - right, y1: Y(value), y2: Y(value), class: "grid" }),
-      svg("text", { x: left - 8, y: Y(value) + 4, "text-anchor": "end" }, (y.form || brief)(value)));
+      svg("text", { x: left - 8, y: Y(value) + 4, "text-anchor": "end" }, level(value)));
   }
-  const marks = x.ticks || ticks(X, Math.max(2, width / 110));
+  const marks = x.ticks || ticks(X, Math.max(2, width / 110)), word = x.form || (x.log ? brief : aligned(marks));
   marks.forEach((value) => {
     const far = X(value) > width - 30;
     root.append(svg("line", { x1: X(value), x2: X(value), y1: height - bottom, y2: height - bottom + 4, class: "axis" }),
       svg("text", { x: far ? width : X(value), y: height - bottom + 17, "text-anchor": far ? "end" : "middle" },
-        (x.form || brief)(value)));
+        word(value)));
   });
   root.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }),
     svg("text", { x: 0, y: 12, class: "strong" }, y.name),

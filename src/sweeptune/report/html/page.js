@@ -80,7 +80,7 @@ function sections() {
     const id = "h-" + section.id;
     section.prepend(el("h2", { id }, section.dataset.title));
     section.setAttribute("aria-labelledby", id);
-    links.push(el("a", { href: "#" + section.id }, section.dataset.title));
+    links.push(el("a", { href: "#" + section.id }, section.dataset.short || section.dataset.title));
     if (section.dataset.part) mount(section);
   }
   const nav = document.querySelector("[data-nav]");

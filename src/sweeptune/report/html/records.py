@@ -96,15 +96,14 @@ def phases(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = part(given, name)
         allocated, reserved = number(own.get("allocated_gib")), number(own.get("reserved_gib"))
         if reserved is None:
-            pieces = [["resident", number(own.get("host_gib")) or 0.0]]
+            pieces = [("resident", number(own.get("host_gib")) or 0.0)]
         else:
             held = min(reserved, allocated or 0.0)
-            pieces = [["allocated", held], ["reserved beyond", reserved - held]]
+            pieces = [("allocated", held), ("reserved beyond", reserved - held)]
         if paged := number(own.get("paged_gib")):
-            pieces.append(["paged", paged])
-        pieces = [[kind, short(size)] for kind, size in pieces if size]
-        if pieces:
-            found.append({"phase": clean(name).replace("_", " "), "pieces": pieces})
+            pieces.append(("paged", paged))
+        if known := [[kind, short(size)] for kind, size in pieces if size]:
+            found.append({"phase": clean(name).replace("_", " "), "pieces": known})
     return found
 
 

@@ -65,7 +65,7 @@ const COLUMNS = [
   ["tokens/s", "num", (t) => t.v, (v) => figure(v, 0)],
   ["tokens", "num", (t) => t.t, counted],
   ["time", "num", (t) => t.d, clock],
-  ["reason", "wrap", (t) => t.r],
+  ["reason", "wrap long", (t) => t.r],
 ];
 const STEP = 100;
 

@@ -14,7 +14,12 @@ from sweeptune.report.sheet import Sheet
 from sweeptune.report.study_sheets import failures_sheet, front_sheet, memory_sheet, methods_sheet, pairs_sheet
 
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
-MINUS = "\N{MINUS SIGN}"
+MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+CAPTIONS = {
+    "pairs": "Every pair, its interval and what that makes it",
+    "failures": "Trials that neither completed nor were pruned, those that ended alike together",
+}
+"""Where the terminal's title would repeat the heading above it."""
 MERGED = {"as_trained": "as trained", "merged_bf16": "merged bf16", "merged_requantized": "requantized"}
 
 
@@ -39,7 +44,7 @@ def pieces(page: Page) -> dict[str, str]:
         "basis": safe(_basis(data)),
         "methods": methods_table(data),
         "methods_notes": _notes(_method_notes(data, methods_sheet(study, verdict).notes)),
-        **{key: sheet_table(sheet, key) for key, sheet in tables.items()},
+        **{key: sheet_table(sheet, key, CAPTIONS.get(key)) for key, sheet in tables.items()},
         "phases": phases_table(data),
         "proofs": proofs_table(data),
         "ledger": ledger_table(data),
@@ -81,65 +86,69 @@ def _basis(data: Mapping[str, Any]) -> str:
 def methods_table(data: Mapping[str, Any]) -> str:
     """The methods, best first, each figure with its difference to the reference below it."""
     loss = {"test": "Test loss", "eval": "Eval loss"}.get(data["split"] or "", "Eval loss of the search")
-    unit = "GPU-hours" if data["gpu"] else "hours"
-    heads = [("Method", ""), (loss, "num"), ("Bits per byte", "num"), ("Peak memory, GiB", "num")]
-    heads += [("Tokens/s", "num"), ("MFU", "num"), ("Trainable", "num"), (f"One training, {unit}", "num")]
-    heads += [(f"All its tuning, {unit}", "num")]
+    hours = "GPU\N{NON-BREAKING HYPHEN}hours" if data["gpu"] else "hours"
     reference = next((row["method"] for row in data["arms"] if row["reference"]), None)
+    against = [f"Against {reference}, nat"] if reference and len(data["arms"]) > 1 else []
+    numbers = [loss, *against, "Bits per byte", "Peak memory, GiB", "Tokens/s", "MFU", "Trainable"]
+    numbers += [f"One training, {hours}", f"Its tuning, {hours}"]
     caption = "The best configuration of each method"
-    caption += f", with differences to {reference}" if reference and len(data["arms"]) > 1 else ""
-    rows = [_method_row(data, row, [head for head, _ in heads]) for row in data["arms"]]
-    return _table(caption, heads, rows, "methods", "cards")
+    caption += f"; small: differences to {reference}" if against else ""
+    rows = [_method_row(data, row, numbers) for row in data["arms"]]
+    return _table(caption, [("Method", ""), *((head, "num") for head in numbers)], rows, "methods", "cards")
 
 
 def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence[str]) -> str:
-    index = data["methods"].index(row["method"])
-    mark = f'<span class="mark" data-method="{index}"></span>'
-    name = f'{mark}<span class="name">{safe(row["method"])}</span>'
-    tag = '<span class="tag">reference</span>' if row["reference"] else ""
-    below = f"trial {row['trial']}, {row['settings']}" if row["trial"] is not None else _nothing(row)
-    copy = f'<span class="offer" data-copy="{escape(row["command"], quote=True)}"></span>' if row["command"] else ""
-    head = f'<th scope="row" class="arm" data-v="{safe(row["method"])}">{name}{tag}<small>{safe(below)}{copy}</small></th>'
     delta = row["delta"] or {}
-    judged = row["loss"] is not None
-    main = row["loss"] if judged else row["search"]
+    loss = row["search"] if row["loss"] is None else row["loss"]
     spread = f" ±{row['half']:.4f}" if row["half"] is not None else ""
-    cells = [
-        _cell(main, f"{figure(main, '.4f')}{spread}", _loss_below(row, delta)),
+    searched = row["loss"] is not None and row["search"] is not None and data["split"] == "test"
+    cells = [_cell(loss, f"{figure(loss, '.4f')}{spread}", f"search {row['search']:.4f}" if searched else "")]
+    cells += [_against(delta.get("loss"))] if any(head.startswith("Against") for head in heads) else []
+    cells += [
         _cell(row["bits"], figure(row["bits"], ".3f")),
         _cell(row["peak"], figure(row["peak"], ".2f"), _percent(delta.get("peak"))),
         _cell(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
         _cell(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"])),
         _cell(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
         _cell(row["hours"], _hours(row["hours"])),
-        _cell(row["tuning"], _hours(row["tuning"]), safe(f"{row['trials']:,} trials")),
+        _cell(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trials"),
     ]
-    labelled = [cell.replace("<td", f'<td data-label="{safe(label)}"', 1) for cell, label in zip(cells, heads[1:], strict=True)]
-    return f"<tr>{head}{''.join(labelled)}</tr>"
+    labelled = (
+        cell.replace("<td", f'<td data-label="{safe(head)}"', 1) for cell, head in zip(cells, heads, strict=True)
+    )
+    return f"<tr>{_method_head(data, row)}{''.join(labelled)}</tr>"
 
 
-def _nothing(row: Mapping[str, Any]) -> str:
-    return "no finished trial" if not row["trials"] else "nothing completed inside the constraints"
+def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The method's mark and name, its trial, and what QLoRA's adapter loses when it is merged."""
+    mark = f'<span class="mark" data-method="{data["methods"].index(row["method"])}"></span>'
+    tag = '<span class="tag">reference</span>' if row["reference"] else ""
+    nothing = "nothing completed inside the constraints" if row["trials"] else "no finished trial"
+    lines = [safe(nothing if row["trial"] is None else f"trial {row['trial']}: {row['settings']}")]
+    merged = [f"{MERGED[key]} {value:.4f}" for key, value in row["merged"].items() if key in MERGED]
+    lines += [f"eval loss {', '.join(merged)}"] if merged else []
+    offer = f'<span class="offer" data-copy="{escape(row["command"], quote=True)}"></span>' if row["command"] else ""
+    name = f'{mark}<span class="name">{safe(row["method"])}</span>{tag}'
+    small = "".join(f"<small>{line}</small>" for line in lines)
+    return f'<th scope="row" class="arm" data-v="{safe(row["method"])}">{name}{small}{offer}</th>'
+
+
+def _against(found: Mapping[str, Any] | None) -> str:
+    """The difference of the losses, the verdict's word for it, and its interval."""
+    if not found:
+        return _cell(None, UNKNOWN)
+    word = f'<span class="word {found["word"].split()[0]}">{safe(found["word"])}</span>'
+    bounds = "" if found["low"] is None else f"<br>{_signed(found['low'])} to {_signed(found['high'])}"
+    return _cell(found["difference"], _signed(found["difference"]), word + bounds)
 
 
 def _cell(value: float | None, text: str, below: str = "") -> str:
+    """A figure, what it sorts by, and HTML below it."""
+    if text == UNKNOWN:
+        return f'<td class="num none">{NONE}</td>'
     small = f"<small>{below}</small>" if below else ""
     sort = "" if value is None else f' data-v="{value!r}"'
-    return f'<td class="num"{sort}>{safe(text) if text != UNKNOWN else "–"}{small}</td>'
-
-
-def _loss_below(row: Mapping[str, Any], delta: Mapping[str, Any]) -> str:
-    """The difference in nats, its interval, and the verdict's word."""
-    found = delta.get("loss")
-    lines = []
-    if found:
-        lines.append(f'<span class="word {found["word"].split()[0]}">{safe(found["word"])}</span> {_signed(found["difference"])}')
-        if found["low"] is not None:
-            lines.append(f"{_signed(found['low'])} to {_signed(found['high'])}")
-    if row["loss"] is not None and row["search"] is not None and row["loss"] != row["search"]:
-        lines.append(f"search {row['search']:.4f}")
-    lines += [f"{MERGED[key]} {value:.4f}" for key, value in row["merged"].items() if key in MERGED]
-    return "<br>".join(lines)
+    return f'<td class="num"{sort}>{safe(text)}{small}</td>'
 
 
 def _signed(value: float) -> str:
@@ -164,21 +173,22 @@ def _mfu(value: float) -> str:
 
 
 def _hours(value: float | None) -> str:
+    """Three decimals below an hour, so that columns align; two above."""
     if value is None:
         return UNKNOWN
-    return f"{value:.3g}" if value >= 0.001 else "<0.001" if value else "0"
+    return "<0.001" if 0 < value < 0.0005 else f"{value:,.3f}" if value < 1 else f"{value:,.2f}"
 
 
 def _method_notes(data: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
-    kind = "GPU-hours: wall time of a training times its GPUs" if data["gpu"] else "hours: wall time of a training"
+    kind = "GPU-hours: wall time times GPUs" if data["gpu"] else "hours: wall time"
     shared = f"; {data['shared']} trials shared a device, so alone each would be faster" if data["shared"] > 1 else ""
-    return [*notes, f"{kind}, model loading and evaluation included{shared}"]
+    return [*notes, f"{kind} of one training and of all trials of the method, loading and evaluation included{shared}"]
 
 
 # Any sheet
 
 
-def sheet_table(sheet: Sheet, key: str) -> str:
+def sheet_table(sheet: Sheet, key: str, caption: str | None = None) -> str:
     """A table as the terminal has it, with its notes."""
     if not sheet.rows:
         return ""
@@ -187,14 +197,21 @@ def sheet_table(sheet: Sheet, key: str) -> str:
     for row in sheet.rows:
         cells = []
         for place, (cell, column) in enumerate(zip(row, sheet.columns, strict=True)):
-            text = "<br>".join(safe(line) for line in cell.text.split("\n"))
+            text = "<br>".join(safe(line) for line in _typeset(cell.text, column.right).split("\n"))
             kind = "num" if column.right else "wrap" if column.wrap else ""
             value = sort_value(cell.text) if column.right else None
             tag, scope = ("th", ' scope="row"') if place == 0 else ("td", "")
             sort = "" if value is None else f' data-v="{value!r}"'
             cells.append(f'<{tag}{scope} class="{kind}"{sort}>{text}</{tag}>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(sheet.title, heads, rows, key) + _notes(sheet.notes)
+    return _table(caption or sheet.title, heads, rows, key) + _notes(sheet.notes)
+
+
+def _typeset(text: str, number: bool) -> str:
+    """What a terminal writes with hyphens: a missing figure and minus signs."""
+    if text == UNKNOWN:
+        return NONE
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text) if number else text
 
 
 def sort_value(text: str) -> float | None:
@@ -242,18 +259,20 @@ def phases_table(data: Mapping[str, Any]) -> str:
 
 def proofs_table(data: Mapping[str, Any]) -> str:
     """What the best run of each method proved of itself."""
+    names = list(dict.fromkeys(name for run in data["runs"] for name, _ in run["proofs"]))
     rows = []
     for run in data["runs"]:
-        for name, words in run["proofs"]:
-            head = f'<th scope="row">{safe(run["method"])}</th><td class="num" data-v="{run["trial"]}">{run["trial"]}</td>'
-            rows.append(f'<tr>{head}<td>{safe(name)}</td><td class="wrap">{safe(words)}</td></tr>')
-    heads = [("method", ""), ("trial", "num"), ("proof", ""), ("result", "")]
-    return _table("Proofs of each method's best run", heads, rows, "proofs") if rows else ""
+        said = dict(run["proofs"])
+        cells = "".join(f'<td class="wrap">{safe(said.get(name, NONE))}</td>' for name in names)
+        trial = f'<td class="num" data-v="{run["trial"]}">{run["trial"]}</td>'
+        rows.append(f'<tr><th scope="row">{safe(run["method"])}</th>{trial}{cells}</tr>')
+    heads = [("method", ""), ("trial", "num"), *((name, "") for name in names)]
+    return _table("What each method's best run proved of itself", heads, rows, "proofs") if names else ""
 
 
 def ledger_table(data: Mapping[str, Any]) -> str:
     """Which tokens were learned from, by role; all runs of a study have the same."""
-    found = next((run["ledger"] for run in data["runs"] if run["ledger"]), [])
+    found: list[list[Any]] = next((run["ledger"] for run in data["runs"] if run["ledger"]), [])
     rows = []
     for template, role, tokens, learned, share in found:
         cells = _cell(tokens, f"{tokens:,}") + _cell(learned, f"{learned:,}")
@@ -264,23 +283,22 @@ def ledger_table(data: Mapping[str, Any]) -> str:
 
 
 def fields_table(data: Mapping[str, Any], key: str, caption: str) -> str:
-    """Fields of the best runs side by side; where methods differ the row says so."""
+    """Fields of the best runs side by side; where methods differ the row says so, and one column does where none do."""
     runs = [run for run in data["runs"] if run[key]]
     fields = list(dict.fromkeys(field for run in runs for field in run[key]))
+    table = [[_text(run[key].get(field)) for run in runs] for field in fields]
+    alike = all(len(set(values)) == 1 for values in table)
     rows = []
-    for field in fields:
-        values = [_text(run[key].get(field)) for run in runs]
+    for field, values in zip(fields, table, strict=True):
         differs = len(set(values)) > 1
-        cells = "".join(f'<td class="wrap">{safe(value)}</td>' for value in values)
+        cells = "".join(f'<td class="wrap">{safe(value)}</td>' for value in (values[:1] if alike else values))
         mark = '<span class="tag">differs</span>' if differs else ""
         rows.append(f'<tr{" class=differs" if differs else ""}><th scope="row">{safe(field)}{mark}</th>{cells}</tr>')
-    heads = [("field", ""), *((run["method"], "") for run in runs)]
-    return _table(caption, heads, rows, key) if rows else ""
+    names = [", ".join(run["method"] for run in runs)] if alike else [run["method"] for run in runs]
+    return _table(caption, [("field", ""), *((name, "") for name in names)], rows, key) if rows else ""
 
 
 def _text(value: Any) -> str:
     if value is None:
-        return "–"
+        return NONE
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
