@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sweeptune.report.html.write import REPORT, to_html, watch, write_report
+from sweeptune.report.html.write import REPORT, to_html, watch_report, write_report
 
-__all__ = ["REPORT", "to_html", "watch", "write_report"]
+__all__ = ["REPORT", "to_html", "watch_report", "write_report"]

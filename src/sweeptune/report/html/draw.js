@@ -158,7 +158,7 @@ function axes(width, height, x, y, name) {
     root.append(svg("line", { x1: left, x2: width - right, y1: Y(value), y2: Y(value), class: "grid" }),
       svg("text", { x: left - 8, y: Y(value) + 4, "text-anchor": "end" }, level(value)));
   }
-  const marks = x.ticks || ticks(X, Math.max(2, width / 110)), word = x.form || (x.log ? brief : aligned(marks));
+  const marks = x.ticks || ticks(X, Math.max(3, width / 80)), word = x.form || (x.log ? brief : aligned(marks));
   marks.forEach((value) => {
     const far = X(value) > width - 30;
     root.append(svg("line", { x1: X(value), x2: X(value), y1: height - bottom, y2: height - bottom + 4, class: "axis" }),

@@ -96,7 +96,7 @@ function sections() {
 
 function texts() {
   document.querySelectorAll("[data-method]").forEach((node) => node.append(mark(data.methods[Number(node.dataset.method)])));
-  document.querySelectorAll("[data-copy]").forEach((node) => node.append(" ", copyButton(node.dataset.copy, "Copy command")));
+  document.querySelectorAll("[data-arm]").forEach((node) => node.append(copyButton(data.arms[Number(node.dataset.arm)].command, "Copy command")));
   const commands = data.words.map((word) => word.command).filter(Boolean);
   document.querySelectorAll("#verdict code.command").forEach((node, place) => node.after(" ", copyButton(commands[place])));
   document.querySelectorAll("table[data-table]").forEach(enhance);

@@ -127,10 +127,11 @@ def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     lines = [safe(nothing if row["trial"] is None else f"trial {row['trial']}: {row['settings']}")]
     merged = [f"{MERGED[key]} {value:.4f}" for key, value in row["merged"].items() if key in MERGED]
     lines += [f"eval loss {', '.join(merged)}"] if merged else []
-    offer = f'<span class="offer" data-copy="{escape(row["command"], quote=True)}"></span>' if row["command"] else ""
+    # The script knows the command: as an attribute it could hold what no file can.
+    offer = f'<span class="offer" data-arm="{data["arms"].index(row)}"></span>' if row["command"] else ""
     name = f'{mark}<span class="name">{safe(row["method"])}</span>{tag}'
     small = "".join(f"<small>{line}</small>" for line in lines)
-    return f'<th scope="row" class="arm" data-v="{safe(row["method"])}">{name}{small}{offer}</th>'
+    return f'<th scope="row" class="arm" data-v="{safe(row["method"])}">{name}{offer}{small}</th>'
 
 
 def _against(found: Mapping[str, Any] | None) -> str:

@@ -56,7 +56,7 @@ def write_report(folder: Path, out: Path | None = None, live: bool = False) -> P
     return target
 
 
-def watch(folder: Path, out: Path | None = None, sleep: Callable[[float], None] = time.sleep) -> Path:
+def watch_report(folder: Path, out: Path | None = None, sleep: Callable[[float], None] = time.sleep) -> Path:
     """Write the report whenever the study has changed, until Ctrl-C; the last one no longer loads itself anew.
 
     Args:
