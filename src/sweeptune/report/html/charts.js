@@ -114,10 +114,11 @@ function pareto(host, width) {
   }
   const speeds = all.map((t) => t.v || 0), fastest = Math.max(...speeds) || 1;
   // Area says speed; large ones are drawn first, so that they cover nothing.
-  const points = kept.map((t) => ({ x: plot.X(t.g), y: plot.Y(t.l), r: 3 + 6 * Math.sqrt((t.v || 0) / fastest), trial: t }))
+  const small = Math.max(0.4, Math.min(1, Math.sqrt(150 / kept.length)));
+  const points = kept.map((t) => ({ x: plot.X(t.g), y: plot.Y(t.l), r: small * (3 + 6 * Math.sqrt((t.v || 0) / fastest)), trial: t }))
     .sort((a, b) => b.r - a.r);
   for (const p of points) {
-    p.node = svg("path", { d: shape(index(p.trial.m), p.x, p.y, p.r), class: `dot fill ${tone(p.trial.m)}`, opacity: p.trial.e ? 0.85 : 0.25 });
+    p.node = svg("path", { d: shape(index(p.trial.m), p.x, p.y, p.r), class: `dot fill ${tone(p.trial.m)}`, opacity: p.trial.e ? 0.55 + 0.3 * small : 0.25 });
     plot.root.append(p.node);
   }
   for (const p of points.filter((q) => q.trial.f)) plot.root.append(svg("path", { d: shape(index(p.trial.m), p.x, p.y, p.r + 2), class: "ring" }));

@@ -77,8 +77,8 @@ function sections() {
     if (!section.dataset.part && !section.querySelector("table")) { section.remove(); continue; }
     if (section.id === "pairs" && !data.pairs.length || section.id === "predicted" && !data.predictions.length
       || section.id === "phases" && !data.phases.length) { section.remove(); continue; }
-    const id = "h-" + section.id;
-    section.prepend(el("h2", { id }, section.dataset.title));
+    const known = section.querySelector("h2"), id = known ? known.id : "h-" + section.id;
+    if (!known) section.prepend(el("h2", { id }, section.dataset.title));
     section.setAttribute("aria-labelledby", id);
     links.push(el("a", { href: "#" + section.id }, section.dataset.short || section.dataset.title));
     if (section.dataset.part) mount(section);

@@ -35,7 +35,7 @@ function sortButton(head, heads, sort) {
 function cellText(cell) {
   const copy = cell.cloneNode(true);
   copy.querySelectorAll("br").forEach((br) => br.replaceWith(" "));
-  copy.querySelectorAll("small").forEach((small) => small.prepend(" "));
+  copy.querySelectorAll("small, .tag").forEach((part) => part.prepend(" "));
   copy.querySelectorAll("button").forEach((button) => button.remove());
   return copy.textContent.trim().replace(/\u2212/g, "-").replace(/^\u2013$/, "");
 }
@@ -50,7 +50,18 @@ function enhance(table) {
     body.append(...[...body.rows].sort((a, b) => compare(value(a, place), value(b, place), down)));
   }));
   table.caption.append(el("button", { type: "button", class: "button small", onclick: () =>
-    save(fileName(table.dataset.table), [texts, ...[...body.rows].map((row) => [...row.cells].map(cellText))]) }, "CSV"));
+    save(fileName(table.dataset.table), table.dataset.table === "methods" ? methodRows()
+      : [texts, ...[...body.rows].map((row) => [...row.cells].map(cellText))]) }, "CSV"));
+}
+/** The methods with a column for each figure: on the page several share a cell. */
+function methodRows() {
+  const keys = ["method", "trial", "settings", "loss", "half", "seeds", "search", "bits", "peak", "speed", "mfu", "trainable",
+    "hours", "tuning", "trials", "tokens"];
+  const names = { loss: data.split ? `${data.split} loss` : "judged loss", half: "95 % interval, half", search: "search eval loss",
+    bits: "bits per byte", peak: "peak memory GiB", speed: "tokens/s", hours: "one training, hours", tuning: "its tuning, hours" };
+  const apart = ["difference", "low", "high", "word"], delta = (arm) => (arm.delta && arm.delta.loss) || {};
+  return [[...keys.map((key) => names[key] || key), "against", ...apart, "command"],
+    ...data.arms.map((arm) => [...keys.map((key) => arm[key]), arm.against, ...apart.map((key) => delta(arm)[key]), arm.command])];
 }
 
 const COLUMNS = [
@@ -84,7 +95,8 @@ function trials(host) {
         t.k === "baseline" ? el("span", { class: "tag" }, "baseline") : null);
       return el("td", { class: css }, text === "" ? "\u2013" : text);
     });
-    return el("tr", { class: t.s === "completed" ? null : "failed" }, ...cells, el("td", {}, t.c ? copyButton(t.c) : null));
+    cells.splice(-1, 0, el("td", {}, t.c ? copyButton(t.c) : null));
+    return el("tr", { class: t.s === "completed" ? null : "failed" }, ...cells);
   }
   function draw() {
     const all = found();
@@ -103,7 +115,9 @@ function trials(host) {
   const heads = COLUMNS.map(([name, css]) => el("th", { scope: "col", class: css }, name));
   heads.forEach((head, place) => sortButton(head, heads, (down) => { Object.assign(state, { by: COLUMNS[place][2], down }); draw(); }));
   heads[0].setAttribute("aria-sort", "ascending");
-  const table = el("table", {}, el("caption", {}, "Every trial of the search"), el("thead", {}, el("tr", {}, ...heads, el("th", { scope: "col" }, "command"))), body);
+  const row0 = el("tr", {}, ...heads);
+  heads[heads.length - 1].before(el("th", { scope: "col" }, "command"));
+  const table = el("table", {}, el("caption", {}, "Every trial of the search"), el("thead", {}, row0), body);
   host.replaceChildren(tools, el("div", { class: "wide full" }, table), note, more);
   draw();
 }

@@ -20,6 +20,19 @@ CAPTIONS = {
     "failures": "Trials that neither completed nor were pruned, those that ended alike together",
 }
 """Where the terminal's title would repeat the heading above it."""
+TITLES = {
+    "pairs": "Pair by pair",
+    "front": "Pareto front",
+    "memory": "Memory, predicted and measured",
+    "failures": "Failures",
+    "proofs": "Proofs and ledger",
+    "environment": "Environment",
+}
+FIELDS = (
+    ("environment", "What the best run of each method ran on"),
+    ("quality", "Quality: losses are compared only where these agree"),
+    ("cost", "Cost: memory and speed are compared only where these agree"),
+)
 MERGED = {"as_trained": "as trained", "merged_bf16": "merged bf16", "merged_requantized": "requantized"}
 
 
@@ -44,16 +57,18 @@ def pieces(page: Page) -> dict[str, str]:
         "basis": safe(_basis(data)),
         "methods": methods_table(data),
         "methods_notes": _notes(_method_notes(data, methods_sheet(study, verdict).notes)),
-        **{key: sheet_table(sheet, key, CAPTIONS.get(key)) for key, sheet in tables.items()},
+        **{key: _titled(key, sheet_table(sheet, key, CAPTIONS.get(key))) for key, sheet in tables.items()},
         "phases": phases_table(data),
-        "proofs": proofs_table(data),
-        "ledger": ledger_table(data),
-        "environment": fields_table(data, "environment", "What the best run of each method ran on"),
-        "quality": fields_table(data, "quality", "Quality: losses are compared only where these agree"),
-        "cost": fields_table(data, "cost", "Cost: memory and speed are compared only where these agree"),
+        "proofs": _titled("proofs", proofs_table(data) + ledger_table(data)),
+        "environment": _titled("environment", "".join(fields_table(data, *about) for about in FIELDS)),
         "command": safe(study.header.get("command") or ""),
         "written": safe(data["written"]),
     }
+
+
+def _titled(key: str, content: str) -> str:
+    """What a section holds, below its heading; nothing where it holds nothing."""
+    return f'<h2 id="h-{key}">{TITLES[key]}</h2><div>{content}</div>' if content else ""
 
 
 def safe(value: Any) -> str:
