@@ -89,7 +89,7 @@ function limits(plot, x, y) {
   }
   if (above !== undefined && above < Y.high && above > Y.low) {
     plot.root.append(svg("line", { x1: plot.left, x2: plot.right, y1: Y(above), y2: Y(above), class: "limit" }),
-      svg("text", { x: plot.right - 4, y: Y(above) - 5, "text-anchor": "end", class: "limit-word" }, `limit ${brief(above)}`));
+      svg("text", { x: plot.left + 4, y: Y(above) - 5, class: "limit-word" }, `limit ${brief(above)}`));
   }
 }
 

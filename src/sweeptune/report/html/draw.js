@@ -64,7 +64,7 @@ function ticks(at, most) {
   for (let i = Math.ceil(at.low / step - 1e-9); i * step <= at.high + step * 1e-9; i++) {
     found.push(Number((i * step).toPrecision(12)));
   }
-  return found;
+  return found.length > 1 || most > 20 ? found : ticks(at, most * 1.6);  // one figure is no scale
 }
 /** As many decimals for all ticks of an axis as the finest needs. */
 function aligned(values) {

@@ -94,9 +94,16 @@ function sections() {
   document.querySelectorAll("main section[id]").forEach((section) => seen.observe(section));
 }
 
+function copyArm(arm) {
+  const button = copyButton(arm.command);
+  button.setAttribute("aria-label", `Copy the command of ${arm.method}`);
+  button.setAttribute("title", "Copy the command");
+  return button;
+}
+
 function texts() {
   document.querySelectorAll("[data-method]").forEach((node) => node.append(mark(data.methods[Number(node.dataset.method)])));
-  document.querySelectorAll("[data-arm]").forEach((node) => node.append(copyButton(data.arms[Number(node.dataset.arm)].command, "Copy command")));
+  document.querySelectorAll("[data-arm]").forEach((node) => node.append(copyArm(data.arms[Number(node.dataset.arm)])));
   const commands = data.words.map((word) => word.command).filter(Boolean);
   document.querySelectorAll("#verdict code.command").forEach((node, place) => node.after(" ", copyButton(commands[place])));
   document.querySelectorAll("table[data-table]").forEach(enhance);

@@ -196,9 +196,10 @@ def _hours(value: float | None) -> str:
 
 
 def _method_notes(data: Mapping[str, Any], notes: Sequence[str]) -> list[str]:
-    kind = "GPU-hours: wall time times GPUs" if data["gpu"] else "hours: wall time"
+    kind = "GPU-hours, time times GPUs" if data["gpu"] else "hours"
     shared = f"; {data['shared']} trials shared a device, so alone each would be faster" if data["shared"] > 1 else ""
-    return [*notes, f"{kind} of one training and of all trials of the method, loading and evaluation included{shared}"]
+    cost = "one training is its loop with evaluations, tuning the wall time of all trials, loading and probes included"
+    return [*notes, f"{kind}: {cost}{shared}"]
 
 
 # Any sheet
