@@ -163,6 +163,7 @@ def test_embedded_json_reads_back() -> None:
     value = {"a": "</script>&<!--\u2028\u2029é世", "b": [1, None, 2.5]}
     text = embed(value)
     assert json.loads(text) == value and not set("<>&") & set(text) and text.isascii()
+    assert json.loads(embed({"a": [float("nan"), {"b": float("inf")}, 1.0]})) == {"a": [None, {"b": None}, 1.0]}
 
 
 def test_the_page_asks_no_network_for_anything(study: Path) -> None:

@@ -126,7 +126,7 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
         _cell(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"])),
         _cell(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
         _cell(row["hours"], _hours(row["hours"])),
-        _cell(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trials"),
+        _cell(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trial{'' if row['trials'] == 1 else 's'}"),
     ]
     labelled = (
         cell.replace("<td", f'<td data-label="{safe(head)}"', 1) for cell, head in zip(cells, heads, strict=True)
@@ -139,7 +139,8 @@ def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     mark = f'<span class="mark" data-method="{data["methods"].index(row["method"])}"></span>'
     tag = '<span class="tag">reference</span>' if row["reference"] else ""
     nothing = "nothing completed inside the constraints" if row["trials"] else "no finished trial"
-    lines = [safe(nothing if row["trial"] is None else f"trial {row['trial']}: {row['settings']}")]
+    own = "" if row["settings"] in (None, UNKNOWN) else f": {row['settings']}"
+    lines = [safe(nothing if row["trial"] is None else f"trial {row['trial']}{own}")]
     merged = [f"{MERGED[key]} {value:.4f}" for key, value in row["merged"].items() if key in MERGED]
     lines += [f"eval loss {', '.join(merged)}"] if merged else []
     # The script knows the command: as an attribute it could hold what no file can.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -94,8 +95,20 @@ def to_html(page: Page, live: bool = False) -> str:
 
 def embed(value: Any) -> str:
     """JSON that stays inside a script element, whatever its texts are; ASCII, so U+2028 is escaped, too."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # a NaN in a file that other hands wrote; looking for it takes longer than all the rest
+        text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"))
     return "".join(ESCAPES.get(c, c) for c in text) if any(c in text for c in ESCAPES) else text
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not know become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache
