@@ -272,7 +272,10 @@ def phases_table(data: Mapping[str, Any]) -> str:
             name = f'<th scope="row">{safe(own["method"])}</th><td>{safe(phase["phase"])}</td>'
             rows.append(f"<tr>{name}{cells}{_cell(total, figure(total, '.2f'))}</tr>")
     heads = [("method", ""), ("phase", ""), *((f"{kind} GiB", "num") for kind in kinds), ("peak GiB", "num")]
-    return _table("Peak memory by phase of each method's best", heads, rows, "phases") if rows else ""
+    if not rows:
+        return ""
+    table = _table("Peak memory by phase of each method's best", heads, rows, "phases")
+    return f"<details><summary>As a table</summary>{table}</details>"
 
 
 def proofs_table(data: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from sweeptune.report.studies import read_study
 from sweeptune.tracking.files import DiskFull, write_text
 
 REPORT = "report.html"
-SCRIPTS = ("draw.js", "charts.js", "tables.js", "page.js")
+SCRIPTS = ("draw.js", "charts.js", "panels.js", "tables.js", "page.js")
 REFRESH_S = 5.0
 """How often a study that runs is looked at."""
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
