@@ -19,8 +19,11 @@ const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG,
 // Figures
 
 const MINUS = "\u2212";
-const digits = (value, places) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
+const writers = []; // a formatter takes long to make
+function digits(value, places) {
+  writers[places] ??= new Intl.NumberFormat("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
+  return writers[places].format(value);
+}
 function figure(value, places) {
   return value === undefined || value === null ? "\u2013" : digits(value, places).replace("-", MINUS);
 }

@@ -123,7 +123,7 @@ function mount(section) {
         begin();
       }
     },
-    { rootMargin: "600px 0px" },
+    { rootMargin: "300px 0px" },
   ).observe(section);
   addEventListener("beforeprint", begin);
 }
