@@ -111,7 +111,7 @@ def compare(
 
     Example: sweeptune compare multirun/method_tradeoff --confirm --seeds 5
     """
-    from sweeptune.report import is_study, read_study, render, render_study
+    from sweeptune.report import is_study, leave_report, read_study, render, render_study
     from sweeptune.report.compare import load as load_comparison
 
     problems = []
@@ -132,6 +132,30 @@ def compare(
         render_study(read_study(folder), form)
     else:
         render(load_comparison(folder), form)
+    if confirm and form == "table":
+        leave_report(folder)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the study's folder.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again whenever the study has something new, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Write a study as one HTML file: verdict, tables and drawings. It opens from disk and asks no network.
+
+    Example: sweeptune report multirun/method_tradeoff --watch
+    """
+    from sweeptune.report.html import REPORT, watch_report, write_report
+
+    if not watch:
+        typer.echo(f"wrote {write_report(folder, out)}")
+        return
+    write_report(folder, out, live=True)
+    typer.echo(f"{out or folder / REPORT}: written again whenever the study has something new; Ctrl-C ends that")
+    watch_report(folder, out)
 
 
 @app.command()

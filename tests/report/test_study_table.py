@@ -94,7 +94,9 @@ def test_a_sweep_ends_with_the_best_and_the_verdict(study: Path, capsys: pytest.
     show(study)
     text = capsys.readouterr().out
     assert "Best of each method" in text and "Failures" not in text and "Pareto" not in text
-    assert text.splitlines()[-3].startswith("lora has the lowest test loss")
+    *_, headline, _, _, report = text.splitlines()
+    assert headline.startswith("lora has the lowest test loss")
+    assert report == f"report: {study / 'report.html'}" and (study / "report.html").exists()
 
 
 def test_a_small_study_shows_every_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
