@@ -106,7 +106,9 @@ def test_packing_grows_with_the_rows_not_with_their_square():
         return time.process_time() - begin
 
     seconds(1000)
-    assert seconds(40_000) < 50 * max(seconds(4_000), 0.004)
+    # The least of three: beside other tests one may take twice its time.
+    large, small = (min(seconds(count) for _ in range(3)) for count in (40_000, 4_000))
+    assert large < 50 * max(small, 0.004)
 
 
 def test_a_sample_longer_than_a_row_names_the_ways_out():

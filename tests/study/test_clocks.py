@@ -30,14 +30,14 @@ def begin_another_day(folder: Path, days: int) -> subprocess.Popen[bytes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAYS", str(days))
         patch.setenv("PYTHONPATH", str(folder / "clock"), prepend=os.pathsep)
-        return begin(folder, *GRID, "hardware.gpus=2", plan={"step_s": 0.5})
+        return begin(folder, *GRID, "hardware.gpus=2", plan={"step_s": 1.2})
 
 
 @pytest.mark.parametrize("days", [-1, 1])
 def test_a_living_owner_elsewhere_keeps_its_trial(tmp_path: Path, days: int) -> None:
     """The lease says that it is another machine's, so all that the second command has to go by is the file's time."""
     study = tmp_path / "multirun" / "s"
-    first = begin(tmp_path, *GRID, plan={"step_s": 0.5})
+    first = begin(tmp_path, *GRID, plan={"step_s": 1.2})  # long enough for the second command to come in time
     assert wait_for(lambda: (study / "0" / "metrics.jsonl").exists())
     lease = study / "0" / ".lease-1.json"
     lease.write_text(json.dumps(json.loads(lease.read_text()) | {"machine": "elsewhere"}))

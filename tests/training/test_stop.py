@@ -40,15 +40,16 @@ def evaluations(folder: Path) -> list[int]:
     return [line["step"] for line in lines(folder / "metrics.jsonl") if "eval_loss" in line]
 
 
-def test_a_verdict_ends_the_run_right_after_the_next_evaluation(settings, tmp_path, monkeypatch):
+def test_a_verdict_ends_the_run_after_the_step_that_is_running(settings, tmp_path, monkeypatch):
     prune_at(monkeypatch, tmp_path, 3, with_signal=False)
     record = run(settings(*LORA, "train.eval_every=2", "train.checkpoint_every=1"), tmp_path)
     assert (record["status"], record["reason"], record["pruned_by"]) == ("pruned", VERDICT["reason"], VERDICT)
     assert record == read_record(tmp_path)
-    assert record["train"]["steps"] == 4 and evaluations(tmp_path) == [0, 2, 4]
+    assert record["train"]["steps"] == 3 and evaluations(tmp_path) == [0, 2]
     kept = [path.name for path in find_checkpoints(tmp_path)]
-    assert kept == ["step-000002", "step-000003"], "none after the verdict, although one was due"
-    assert record["eval"]["loss"] is not None and record["memory"]["peak_memory_gib"] > 0
+    assert kept == ["step-000001", "step-000002"], "none after the verdict, although one was due"
+    assert record["eval"]["loss"] is None, "not evaluated where it ended; pruned_by has the loss that it was judged by"
+    assert record["memory"]["peak_memory_gib"] > 0
     assert record["fingerprint"]["quality"] and record["params"]["trainable"] > 0
 
 
