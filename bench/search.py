@@ -226,9 +226,7 @@ class Replay:
                     self.curves.append(self.curve(trial.number, repeat, repeat.losses, True))
 
 
-def sweeptune(
-    grid: Grid, budget: float, seed: int, settings: StudyConfig = SETTINGS, seeds: int = SEEDS_TO_PRUNE
-) -> Replay:
+def sweeptune(grid: Grid, budget: float, seed: int, settings: StudyConfig = SETTINGS) -> Replay:
     """The package's own search in one slot."""
     study = optuna.create_study(directions=directions(settings.objectives))
     replay = Replay(grid, settings, study, 0.0, [], [], set(), set())

@@ -111,16 +111,15 @@ def whole_section(override: Override) -> str:
 
 def unknown_key(override: Override, methods: Sequence[str]) -> str:
     """A key that no configuration has; the nearest one of any method in play is meant."""
-    method = next((m for m in methods if _nearest_key(override.key_or_group, m)), methods[0])
     key = override.key_or_group
     plus = ", and + cannot make one" if override.is_add() or override.is_force_add() else ""
-    near = _nearest_key(key, method)
+    near = next(filter(None, (_nearest_key(key, method) for method in methods)), None)
     if near:
         fix = f"~{near}" if override.is_delete() else f"{near}={_value(override)}"
         return f"{override.input_line}: no such setting{plus}. Did you mean {fix}?"
     section = key.partition(".")[0]
     if section in sections():
-        allowed = [f"{section}.{field}" for field in fields_in(section, method)]
+        allowed = [f"{section}.{field}" for field in fields_in(section, methods[0])]
     else:
         allowed = list(fields_of(Config))
     return f"{override.input_line}: no such setting{plus}. Allowed: {', '.join(allowed)}. Leave it out"

@@ -84,8 +84,7 @@ def judge(study: Study) -> Verdict:
 
 def _overtaken(study: Study, method: str) -> str | None:
     """Why a confirmation no longer stands for its method: trials came after it, and one of them is better."""
-    confirmed, able = study.trial(study.planned.get(method, -1)), [t for t in study.of(method) if t.eligible]
-    best = min(able, key=lambda trial: (_search_loss(trial), trial.number), default=None)
+    confirmed, best = study.trial(study.planned.get(method, -1)), _lowest(study, method)
     if confirmed is None or best is None or _search_loss(best) >= _search_loss(confirmed):
         return None
     return (
@@ -96,9 +95,13 @@ def _overtaken(study: Study, method: str) -> str | None:
 
 def best_of(study: Study, method: str) -> Trial | None:
     """A method's best trial: the one that was confirmed, else the lowest eval loss inside the constraints."""
-    planned = study.trial(study.planned.get(method, -1))
+    return study.trial(study.planned.get(method, -1)) or _lowest(study, method)
+
+
+def _lowest(study: Study, method: str) -> Trial | None:
+    """A method's trial with the lowest eval loss inside the constraints."""
     able = [trial for trial in study.of(method) if trial.eligible and trial.eval_loss is not None]
-    return planned or min(able, key=lambda trial: (_search_loss(trial), trial.number), default=None)
+    return min(able, key=lambda trial: (_search_loss(trial), trial.number), default=None)
 
 
 def configurations(study: Study, method: str) -> dict[str, list[Trial]]:

@@ -11,7 +11,6 @@ from sweeptune.config.schema import Config, StudyConfig
 from sweeptune.study.ask import note
 from sweeptune.study.foresight import Foresight
 from sweeptune.study.trial import (
-    EARLY,
     PEAK,
     SHORT,
     Trial,
@@ -19,6 +18,7 @@ from sweeptune.study.trial import (
     drop,
     figure,
     finished_record,
+    is_early,
     is_its_own_probe,
     probe_of,
 )
@@ -92,7 +92,7 @@ class Costs:
                 with suppress(OSError):  # another process has done so
                     folder.rename(folder.with_name(f"{folder.name}-of-{trial.number}"))
             return
-        early = [n for n in self.settings.constraints if SHORT.get(n, n).startswith(EARLY)]
+        early = [name for name in self.settings.constraints if is_early(name)]
         measured = {name: figure(probe, name) for name in early}
         over = {n: by for n, by in broken(measured, self.settings.constraints).items() if by > 0}
         if over:

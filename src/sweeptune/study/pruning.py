@@ -13,7 +13,7 @@ from sweeptune.config.schema import StudyConfig
 from sweeptune.config.study_rules import grows
 from sweeptune.study.rungs import Curve, prune
 from sweeptune.study.store import Store, eligible
-from sweeptune.study.trial import EARLY, SHORT, Trial, figure, schedule_of
+from sweeptune.study.trial import Trial, figure, is_early, schedule_of
 from sweeptune.tracking.files import write_json
 
 log = logging.getLogger("sweeptune")
@@ -55,7 +55,7 @@ class Pruner:
         found = []
         for name in self.settings.objectives:
             value = values.get(name)
-            if SHORT.get(name, name).startswith(EARLY):
+            if is_early(name):
                 found.append(math.nan if value is None else -value if grows(name) else value)
         return tuple(found)
 

@@ -25,7 +25,6 @@ from sweeptune.tracking.record import empty_record, write_record
 MEANS = ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte")
 PEAK = "memory.peak_memory_gib"
 EARLY = ("memory.", "speed.", "params.")
-"""What a probe knows as well as a whole run."""
 SHORT = {
     "eval_loss": "eval.loss",
     "peak_memory_gib": PEAK,
@@ -157,6 +156,11 @@ def broken(values: Mapping[str, float | None], constraints: Mapping[str, float])
     return found
 
 
+def is_early(name: str) -> bool:
+    """Whether a probe knows a figure, by its short name or dotted field, as well as a whole run."""
+    return SHORT.get(name, name).startswith(EARLY)
+
+
 def figure(record: Mapping[str, Any], name: str) -> float | None:
     """A figure of a record by its short name or dotted field."""
     value: Any = record
@@ -194,7 +198,7 @@ def line_of(trial: Trial, settings: StudyConfig) -> dict[str, Any]:
     told = failed or (record if records else cost)
     losses = [r["eval"]["loss"] for r in records if r["status"] == "completed" and r["eval"]["loss"] is not None]
     measured = {
-        name: figure(cost if SHORT.get(name, name).startswith(("memory", "speed")) else record, name)
+        name: figure(cost if is_early(name) else record, name)
         for name in {*settings.objectives, *settings.constraints, *SHORT}
     }
     return {

@@ -24,6 +24,20 @@ function describe(t) {
   ];
 }
 
+// The point under the pointer, or close to it.
+function nearest(plot, points, event) {
+  const box = plot.root.getBoundingClientRect(),
+    k = plot.root.viewBox.baseVal.width / box.width;
+  const [x, y] = [(event.clientX - box.left) * k, (event.clientY - box.top) * k];
+  let best = null,
+    least = 26 ** 2;
+  for (const p of points) {
+    const d = (p.x - x) ** 2 + (p.y - y) ** 2;
+    if (d < least) [best, least] = [p, d];
+  }
+  return best;
+}
+
 /** Points that answer to the pointer, to arrow keys and to Enter; `points` are {x, y, r, trial}. */
 function interactive(plot, points, host) {
   if (!points.length) return;
@@ -51,27 +65,15 @@ function interactive(plot, points, host) {
     hideTip();
     ring.removeAttribute("d");
   };
-  const nearest = (event) => {
-    const box = plot.root.getBoundingClientRect(),
-      k = plot.root.viewBox.baseVal.width / box.width;
-    const [x, y] = [(event.clientX - box.left) * k, (event.clientY - box.top) * k];
-    let best = null,
-      least = 26 ** 2;
-    for (const p of points) {
-      const d = (p.x - x) ** 2 + (p.y - y) ** 2;
-      if (d < least) [best, least] = [p, d];
-    }
-    return best;
-  };
   plot.root.addEventListener("pointermove", (event) => {
-    const found = nearest(event);
+    const found = nearest(plot, points, event);
     plot.root.classList.toggle("over", Boolean(found));
     if (found) point(found);
     else leave();
   });
   plot.root.addEventListener("pointerleave", leave);
   plot.root.addEventListener("click", (event) => {
-    const found = nearest(event);
+    const found = nearest(plot, points, event);
     if (found) {
       point(found);
       pick(found.trial);
@@ -264,15 +266,7 @@ function curves(host, width) {
     rest = points.filter((p) => !p.node);
   interactive(plot, [...keyed, ...rest], host);
   plot.root.addEventListener("pointermove", (event) => {
-    const box = plot.root.getBoundingClientRect(),
-      k = width / box.width;
-    const [x, y] = [(event.clientX - box.left) * k, (event.clientY - box.top) * k];
-    let best = null,
-      least = 26 ** 2;
-    for (const p of points) {
-      const d = (p.x - x) ** 2 + (p.y - y) ** 2;
-      if (d < least) [best, least] = [p, d];
-    }
+    const best = nearest(plot, points, event);
     if (best) hot.setAttribute("d", path(best.line));
     else hot.removeAttribute("d");
   });
