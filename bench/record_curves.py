@@ -8,7 +8,7 @@ Every method at several ranks and learning rates, one seed each; the recommended
 All runs of a file have the same data, tokens and schedule, and are evaluated at the same shares of the tokens. The
 steps are the package's own (`train_step`, `evaluate`); proofs and checkpoints are left out. A line of the CSV is one
 evaluation; the file grows as runs end, and the same command goes on where it was stopped (a file belongs to one set of
-ranks).
+ranks). Several processes share the work with ``--part``, each with a file and a ``--work`` folder of its own.
 
 Memory of a run on a GPU is what the allocator reserved at most over its steps and evaluations, as everywhere. On a CPU
 the process is shared by all runs and its resident set says nothing, so it is counted instead, independently of any
@@ -243,12 +243,14 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
     parser.add_argument("--data", type=Path, help="a jsonl file of questions and answers (all but tiny)")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(RANKS), help="with the recommended 16 among them")
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th run from the I-th, for N of these side by side")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="no run starts after so many seconds")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sweeptune-curves")
     parser.add_argument("overrides", nargs="*", help="settings for every run, such as train.max_steps=32")
     options = parser.parse_args()
     if USUAL_RANK not in options.ranks:
         parser.error(f"--ranks {options.ranks}: the recommended rank, {USUAL_RANK}, must be among them")
+    part, parts = (int(each) for each in options.part.split("/"))
     begin = time.monotonic()
     logging.disable(logging.WARNING)
     if options.model == "tiny":
@@ -267,7 +269,7 @@ def main() -> None:
         if file.tell() == 0:
             writer.writeheader()
         for run, point in enumerate(configurations(rates, options.ranks)):
-            if str(run) in done or time.monotonic() - begin > options.limit_s:
+            if run % parts != part or str(run) in done or time.monotonic() - begin > options.limit_s:
                 continue
             start = time.monotonic()
             found = record([*common, *overrides_of(point), *options.overrides], options.work / "run")
