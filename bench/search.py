@@ -9,8 +9,8 @@ end, by their recorded final values, as a share of the grid's. Reference point: 
 the largest memory. Every strategy may spend 40 % of the grid's tokens:
 
     sweeptune            `sweeptune.study` in one slot: baselines first, under several seeds for the spread (charged),
-                         equal tokens for each method, TPE, pruning at 25 % and 50 %; memory comes from a probe of each
-                         method and rank, charged 2 % of a run (20 steps of 1,000)
+                         equal tokens for each method, TPE, pruning at the default rungs; memory comes from a probe of
+                         each method and rank, charged 2 % of a run (20 steps of 1,000)
     without pruning      the same, every trial to its end
     plain TPE            Optuna's own, over method, rank and rate together
     random               without repetition
@@ -40,8 +40,8 @@ from sweeptune.study.space import Choice, Parameter, Space
 
 SHARE = 0.4
 PROBE = 0.02
-RUNGS = (0.25, 0.5)
-SETTINGS = StudyConfig(trials=10**6, sampler="tpe", prune=True, rungs=list(RUNGS))
+HALVED_AT = (0.25, 0.5)
+SETTINGS = StudyConfig(trials=10**6, sampler="tpe", prune=True)
 Key = tuple[str, int | None, float]
 """Method, rank, learning rate."""
 
@@ -292,7 +292,7 @@ def halving(grid: Grid, budget: float, seed: int) -> set[Key]:
     order = list(shuffled(grid, seed))
     for count in range(len(order), 0, -1):
         alive, spent = order[:count], 0.0
-        for share, before in zip((*RUNGS, 1.0), (0.0, *RUNGS), strict=True):
+        for share, before in zip((*HALVED_AT, 1.0), (0.0, *HALVED_AT), strict=True):
             alive = alive if before == 0 else alive[: max(1, len(alive) // 2)]
             spent += sum(run.until(share)[-1][0] - (run.until(before)[-1][0] if before else 0) for run in alive)
             alive = sorted(alive, key=lambda run, share=share: run.until(share)[-1][1])

@@ -29,7 +29,7 @@ from sweeptune.study.ask import (
 )
 from sweeptune.study.sampler import STARTUP_OF_A_METHOD, Seeded, View, front, newest_and_front
 from sweeptune.study.space import Choice, Parameter, Space, read_space
-from sweeptune.study.tpe import Ordered, Tpe, good_share
+from sweeptune.study.tpe import LENT_AT_ALL, Lent, Ordered, Tpe, good_share
 from sweeptune.tracking.record import STATUSES
 from tests.study.helpers import GRID, METHODS, SPACE, create, line, measure
 
@@ -423,6 +423,60 @@ def test_a_search_inside_one_method_starts_early(tmp_path: Path) -> None:
     one_slot(study, TPE, 4 * STARTUP_OF_A_METHOD, [])
     trial, _ = ask(study, SPACE, TPE, 7, "lora")
     assert "tpe:relative_params:0" in study.get_trials()[trial.number].system_attrs
+
+
+RANGES: dict[str, Any] = {
+    "rank": CategoricalDistribution((4, 8, 16, 32, 64)),
+    "lr": FloatDistribution(1e-5, 1e-2, log=True),
+}
+
+
+def add(study: optuna.Study, method: str, rank: int, lr: float, loss: float, **more: Any) -> None:
+    """A finished trial of a method."""
+    params = {"method": method, "method.rank": rank, f"optim.lr[{method}]": lr}
+    domains = {
+        "method": CategoricalDistribution(METHODS),
+        "method.rank": RANGES["rank"],
+        f"optim.lr[{method}]": RANGES["lr"],
+    }
+    study.add_trial(
+        create_trial(params=params, distributions=domains | more.pop("ranges", {}), values=[loss, 1.0], **more)
+    )
+
+
+def test_methods_with_the_same_settings_tell_each_other_where_to_look(tmp_path: Path) -> None:
+    """LoRA's good ranks are known, of QLoRA two bad ones: it is searched where LoRA is good."""
+    draw = np.random.default_rng(0)
+    told, alone = create(tmp_path, TPE), optuna.create_study(directions=["minimize"] * 2)
+    for _ in range(30):
+        rank = int(draw.choice((4, 8, 16, 32, 64)))
+        add(told, "lora", rank, 10 ** draw.uniform(-5, -2), abs(math.log2(rank / 32)))
+    found = {}
+    for name, study in (("told", told), ("alone", alone)):
+        add(study, "qlora", 4, 2e-5, 9.0)
+        add(study, "qlora", 8, 5e-5, 8.0)
+        found[name] = 0
+        for number in range(30):
+            trial, point = ask(study, SPACE, TPE, number, "qlora")
+            found[name] += point["method.rank"] == 32
+            study.tell(trial, state=TrialState.FAIL)
+    assert found["told"] > 20 > 10 > found["alone"], found
+
+
+def test_what_is_not_lent(tmp_path: Path) -> None:
+    study = create(tmp_path, TPE)
+    add(study, "lora", 4, 1e-3, 1.0)
+    add(study, "lora", 8, 1e-3, 2.0)
+    add(study, "lora", 64, 1e-3, 0.1, constraints={"peak_memory_gib": 2.0})
+    add(study, "dora", 16, 1e-3, 1.0, ranges={"optim.lr[dora]": FloatDistribution(1e-4, 1e-2, log=True)})
+    space = {"method.rank": RANGES["rank"], "optim.lr[qlora]": RANGES["lr"]}
+    lent = [params for each in Lent.by(View(study, "qlora"), "qlora") for params in each.told(space, True)]
+    rest = [params for each in Lent.by(View(study, "qlora"), "qlora") for params in each.told(space, False)]
+    assert lent == [{"method.rank": 4, "optim.lr[qlora]": 1e-3}], "not what broke a limit, nor from other ranges"
+    assert rest == [{"method.rank": 8, "optim.lr[qlora]": 1e-3}]
+    for _ in range(LENT_AT_ALL):
+        add(study, "qlora", 4, 1e-3, 1.0)
+    assert not Lent.by(View(study, "qlora"), "qlora"), "it knows enough by itself"
 
 
 def test_the_views_trials_are_all_that_a_sampler_sees(tmp_path: Path) -> None:

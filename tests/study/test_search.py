@@ -72,16 +72,8 @@ def test_no_strategy_exceeds_its_tokens(tmp_path: Path) -> None:
         assert len(search.halving(grid, 400, seed)) == 2
 
 
-SMALL_GRID = pytest.mark.xfail(
-    strict=True,
-    reason="of 51 configurations 40 % of the tokens are 20, and no strategy finds the front (bench/RESULTS.md)",
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[SMALL_GRID] if p.stem == "smollm2_135m_q4" else []) for p in CURVES]
-)
+@pytest.mark.parametrize("path", CURVES, ids=[path.stem for path in CURVES])
 def test_the_front_is_found_with_two_fifths_of_the_grids_tokens(path: Path) -> None:
     grid = search.read(path)
     worth = [grid.worth(search.sweeptune(grid, search.SHARE * grid.tokens, seed).found) for seed in range(20)]

@@ -253,7 +253,7 @@ class StudyConfig:
     """Differences in loss inside +- this many nats a token count as none."""
     prune: bool = False
     """Stop trials that are clearly behind others of their method at the same tokens."""
-    rungs: Fractions = field(default_factory=lambda: [0.25, 0.5])
+    rungs: Fractions = field(default_factory=lambda: [0.125, 0.25, 0.5])
     """Shares of a trial's tokens at which it is evaluated and may be pruned."""
     probe_steps: NonNegative = 20
     """Steps of the probe that measures memory and speed of each kind of configuration; 0: no probes."""

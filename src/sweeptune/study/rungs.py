@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sweeptune.config.schema import StudyConfig
 
@@ -23,9 +24,9 @@ SAME = 0.02
 """Relative difference up to which token counts are the same: a rung is the first step that reaches its share, and
 where steps end depends on the seed a little."""
 
-ALIKE = 0.05
-"""Relative difference in memory or speed up to which a trial is not spared for it: less would spare every smaller rank,
-and in the replays of bench/search.py the front is found no better for it."""
+ALIKE = 0.01
+"""Relative difference in memory or speed up to which a trial is not spared for it. None at all would spare every
+smaller rank; with 5 % the small ranks, the cheap end of the front, were pruned in the replays of bench/search.py."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,24 @@ class Verdict:
 
 
 def loss_at(curve: Curve, tokens: int) -> float | None:
-    """Eval loss after so many tokens, within 2 %; None where it was not evaluated there.
+    """Eval loss after so many tokens: of an evaluation within 2 %, else on the line between the two around it, which
+    lies above a curve that falls ever more slowly, and so spares rather than prunes. None outside of the evaluations.
+
+    Where a rung lies depends on the seed: a step has the tokens that its samples have, and in a short run one step is
+    more than 2 %.
 
     Example:
-        >>> loss_at(Curve(0, "lora", "cosine", "a", 0, ((0, 3.0), (1010, 2.0)), True, False), 1000)
-        2.0
+        >>> curve = Curve(0, "lora", "cosine", "a", 0, ((0, 3.0), (1010, 2.0), (2000, 1.0)), True, False)
+        >>> loss_at(curve, 1000), loss_at(curve, 1505), loss_at(curve, 3000)
+        (2.0, 1.5, None)
     """
     near = [(abs(at - tokens), loss) for at, loss in curve.losses if abs(at - tokens) <= SAME * tokens]
-    return min(near)[1] if near else None
+    if near:
+        return min(near)[1]
+    for (before, high), (after, low) in pairwise(curve.losses):
+        if before < tokens < after:
+            return high + (low - high) * (tokens - before) / (after - before)
+    return None
 
 
 def spread(curves: Iterable[Curve], method: str, schedule: str, rung_tokens: int) -> float | None:

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeptune.study.tpe import ENDED, METHOD, Tpe, good_share
+from sweeptune.study.tpe import ENDED, METHOD, Lent, Tpe, good_share
 
 PARTIAL = "partial"
 """User attribute of a trial, such as a baseline, whose settings lie outside of the space: no sampler is shown it."""
@@ -24,6 +24,8 @@ STARTUP = 10
 """Random trials before a model is built, as in Optuna."""
 STARTUP_OF_A_METHOD = 4
 """The same for a search inside one method, which has only its share of the trials."""
+STARTUP_WITH_OTHERS = 2
+"""The same where other methods with the same settings have been tried (`sweeptune.study.tpe.Lent`)."""
 
 
 class Seeded(BaseSampler):
@@ -46,7 +48,8 @@ class Seeded(BaseSampler):
 
     def _inner(self, study: optuna.Study, trial: FrozenTrial, parameter: str = "") -> BaseSampler:
         words = [self._seed, trial.number, zlib.crc32(parameter.encode())]
-        return _make(self._name, int(np.random.SeedSequence(words).generate_state(1)[0]), self._method, study)
+        chosen = int(np.random.SeedSequence(words).generate_state(1)[0])
+        return _make(self._name, chosen, self._method, self._study(study))
 
     def _study(self, study: optuna.Study) -> optuna.Study:
         """What the sampler may see; read once a trial, since other workers write meanwhile."""
@@ -77,6 +80,9 @@ class View:
     """A study of which only some trials are seen: one method's, the newest and the front, none with settings outside
     of the space. Everything else is the study's own.
 
+    Attributes:
+        others: What the other methods have tried, by method, where only one's trials are seen.
+
     Args:
         study: The whole study.
         method: Whose trials; None is everyone's.
@@ -84,10 +90,14 @@ class View:
 
     def __init__(self, study: optuna.Study, method: str | None) -> None:
         self._whole = study
-        trials = study.get_trials(deepcopy=False)
+        trials = [trial for trial in study.get_trials(deepcopy=False) if not trial.user_attrs.get(PARTIAL)]
+        self.others: dict[str, list[FrozenTrial]] = {}
         if method is not None:
+            for trial in trials:
+                if trial.params.get(METHOD, method) != method and trial.state in ENDED:
+                    self.others.setdefault(trial.params[METHOD], []).append(trial)
             trials = [trial for trial in trials if trial.params.get(METHOD, method) == method]
-        self._trials = newest_and_front([t for t in trials if not t.user_attrs.get(PARTIAL)], study.directions)
+        self._trials = newest_and_front(trials, study.directions)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
@@ -143,6 +153,7 @@ def front(values: np.ndarray) -> list[int]:
 
 
 def _make(name: str, seed: int, method: str | None, study: optuna.Study) -> BaseSampler:
+    """Optuna's sampler of a name, for what `View` shows."""
     if name == "nsga2":
         # Optuna keeps the parents of a generation under the class's name: each method needs generations of its own.
         kind = type(f"NSGAII_{method}", (NSGAIISampler,), {}) if method else NSGAIISampler
@@ -150,8 +161,10 @@ def _make(name: str, seed: int, method: str | None, study: optuna.Study) -> Base
     if name == "tpe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, since Optuna 2.8
-            startup = STARTUP if method is None else STARTUP_OF_A_METHOD
-            sampler = Tpe(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup)
+            sampler = Tpe(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP)
         sampler._gamma = good_share(study)  # the constructor's argument is deprecated
+        if method is not None:
+            sampler.lent = Lent.by(study, method)
+            sampler._n_startup_trials = STARTUP_WITH_OTHERS if sampler.lent else STARTUP_OF_A_METHOD
         return sampler
     return RandomSampler(seed=seed)

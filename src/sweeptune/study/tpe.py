@@ -7,7 +7,8 @@ objectives Ozaki et al. 2022 (doi 10.1613/jair.1.13188), as Optuna implements th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,29 @@ from optuna.trial import FrozenTrial, TrialState
 METHOD = "method"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States that a sampler learns from."""
+LENT_WEIGHT = 0.5
+"""What a trial of another method counts for, beside one of the method's own."""
+LENT_UNTIL = 10
+"""Own trials from which on that falls, in proportion to their number: then a method knows more than others tell it."""
+LENT_AT_ALL = 10 * LENT_UNTIL
+"""Own trials from which on nothing is lent."""
 
 
 class Tpe(TPESampler):
-    """Optuna's TPE, faster and with two changes for searches of tens of trials.
+    """Optuna's TPE, faster and with three changes for searches of tens of trials.
 
     Faster: trials are split into good and others (a sort into fronts, and a choice inside one of them by hypervolume)
     once an ask instead of once a group of parameters; groups are found from the distinct sets of parameters instead of
     from every trial; parameters are read in one pass; and where the sampler chooses the method, parameters of the other
     methods are not drawn.
 
-    Changed: in a list of numbers neighbours are alike (`Ordered`), and `good_share` replaces Optuna's tenth. On the
-    replays of bench/search.py each finds the front sooner. Without lists of numbers and a method, and with ``gamma``
-    unset, the answers are equal to Optuna's.
+    Changed: in a list of numbers neighbours are alike (`Ordered`), `good_share` replaces Optuna's tenth, and what other
+    methods have tried counts a little (`lent`). On the replays of bench/search.py each finds the front sooner. Without
+    lists of numbers and a method, and with ``gamma`` unset, the answers are equal to Optuna's.
     """
 
+    lent: Sequence[Lent] = ()
+    """Of the other methods, in a search inside one."""
     _halves: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
     """Parameters of the good trials and of the others."""
     _method: str | None = None
@@ -73,8 +82,8 @@ class Tpe(TPESampler):
             below, above = _split_trials(study, trials, gamma(finished))
             self._halves = self._parameters(study, below), self._parameters(study, above)
         domains = {name: _ordered(domain) for name, domain in search_space.items()}
-        good = self._density(domains, self._halves[0], equal_weights=len(study.directions) > 1)
-        others = self._density(domains, self._halves[1], equal_weights=False)
+        good = self._density(search_space, domains, good=True, equal_weights=len(study.directions) > 1)
+        others = self._density(search_space, domains, good=False, equal_weights=False)
         candidates = good.sample(self._rng.rng, self._n_ei_candidates)
         best = TPESampler._compare(candidates, self._compute_acquisition_func(candidates, good, others))
         return {name: domain.to_external_repr(best[name]) for name, domain in domains.items()}
@@ -83,17 +92,79 @@ class Tpe(TPESampler):
         return [trial.params if trial.state in ENDED else self._get_params(trial, study) for trial in trials]
 
     def _density(
-        self, domains: dict[str, BaseDistribution], parameters: list[dict[str, Any]], equal_weights: bool
+        self,
+        search_space: Mapping[str, BaseDistribution],
+        domains: dict[str, BaseDistribution],
+        good: bool,
+        equal_weights: bool,
     ) -> _ParzenEstimator:
-        """A density over those of the trials that have all of these parameters."""
+        """A density over those of the good trials, or of the others, that have all of these parameters."""
+        assert self._halves is not None
         names = domains.keys()
-        whole = [params for params in parameters if names <= params.keys()]
+        whole = [params for params in self._halves[0 if good else 1] if names <= params.keys()]
+        weights = (np.ones(len(whole)),) if equal_weights else ()
+        if self.lent:
+            told = [params for each in self.lent for params in each.told(search_space, good)]
+            share = LENT_WEIGHT * min(1.0, LENT_UNTIL / max(1, sum(map(len, self._halves))))
+            weights = (np.array([1.0] * len(whole) + [share] * len(told)),)
+            whole = whole + told
         seen = {
             name: np.asarray([domain.to_internal_repr(params[name]) for params in whole])
             for name, domain in domains.items()
         }
-        weights = (np.ones(len(whole)),) if equal_weights else ()
         return _ParzenEstimator(seen, domains, self._parzen_estimator_parameters, *weights)
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What one method's trials tell a search inside another: where the rank and the rate of LoRA are good, those of
+    QLoRA likely are.
+
+    Attributes:
+        method: Whose trials they are.
+        own: The method that is searched.
+        good: The better ones, by the same count as for the searched method.
+        others: The rest.
+    """
+
+    method: str
+    own: str
+    good: Sequence[FrozenTrial]
+    others: Sequence[FrozenTrial]
+
+    @staticmethod
+    def by(study: Any, own: str) -> list[Lent]:
+        """From every other method; nothing once the searched one has trials enough.
+
+        Trials that broke a limit are left out: what does not fit with one method may with another.
+
+        Args:
+            study: As `sweeptune.study.sampler.View` shows it.
+            own: The method that is searched.
+        """
+        if len(study.get_trials(states=ENDED)) >= LENT_AT_ALL:
+            return []
+        found = []
+        for method, trials in study.others.items():
+            fit = [trial for trial in trials if max(trial.constraints.values(), default=0.0) <= 0]
+            if fit:
+                good, others = _split_trials(study, fit, good_share(study)(len(fit)))
+                found.append(Lent(method, own, good, others))
+        return found
+
+    def told(self, search_space: Mapping[str, BaseDistribution], good: bool) -> list[dict[str, Any]]:
+        """Parameters under the searched method's names, of the trials that have all of them with the same ranges.
+
+        Args:
+            search_space: The searched method's.
+            good: Of the better trials, else of the rest.
+        """
+        theirs = {name: name.replace(f"[{self.own}]", f"[{self.method}]") for name in search_space}
+        return [
+            {name: trial.params[their] for name, their in theirs.items()}
+            for trial in (self.good if good else self.others)
+            if all(trial.distributions.get(their) == search_space[name] for name, their in theirs.items())
+        ]
 
 
 class Ordered(IntDistribution):
