@@ -1,8 +1,9 @@
 """How far off the gradient proof is when gradients are right, and when they are not: what its tolerance rests on.
 
-    python bench/proofs.py --data gsm8k.jsonl
+    python bench/proofs.py --data gsm8k.jsonl --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
-For every method and precision the proof runs with several seeds on the embedded model; then with planted faults.
+For every method and precision the proof runs with several seeds on the embedded model, before training and after some
+steps, with few rows and with many; then with planted faults.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from common import head, line
+from gpu import provide_model
 
 from sweeptune.config.compose import compose
 from sweeptune.training import proofs
-from sweeptune.training.loop import prove
+from sweeptune.training.loop import count, prove
 from sweeptune.training.session import Session, open_session
+from sweeptune.training.step import train_step
 
-SEEDS = 2
+SEEDS = 4
+STEPS = 20
 CASES = [
     *((method, "bf16") for method in ("full", "lora", "qlora", "lora_int8", "dora")),
     ("lora", "fp16"),
@@ -48,14 +54,26 @@ def fault(session: Session, change: Callable[[str, torch.Tensor], torch.Tensor])
         hook.remove()
 
 
-def errors_of(session: Session, change: float) -> list[float]:
+def errors_of(session: Session, change: float, rows: int) -> list[float]:
     """The proof's relative error at one step length, with several seeds; measured, not judged."""
-    compute = session.placement.arithmetic
-    with replaced(proofs.TOLERANCE, compute, 1e9), replaced(proofs.CHANGES, compute, (change,)):
+    compute, step = session.placement.arithmetic, session.progress.step
+    tables = (proofs.TOLERANCE, 1e9), (proofs.CHANGES, (change,)), (proofs.PROOF_ROWS, (rows,))
+    with ExitStack() as stack:
+        for table, value in tables:
+            stack.enter_context(replaced(table, compute, value))
         for seed in range(SEEDS):
             session.progress.step = seed
             prove(session)
+    session.progress.step = step
     return [proof["relative_error"] for proof in session.progress.gradient_proofs[-SEEDS:]]
+
+
+def train(session: Session) -> None:
+    """A few steps, after which a model curves and rounds otherwise than at its start."""
+    session.model.train()
+    for step in session.steps[:STEPS]:
+        train_step(session, step)
+        count(session, step)
 
 
 @contextmanager
@@ -68,31 +86,46 @@ def replaced(table: dict[torch.dtype, Any], key: torch.dtype, value: Any):
 
 
 def main() -> None:
-    """Print a line per method, precision, fault and step length: smallest and largest error, and the tolerance."""
+    """Measure every case, before and after some steps of training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a jsonl file of questions and answers")
+    parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
     parser.add_argument("--only", nargs="*", choices=[method for method, _ in CASES], help="some of the methods")
+    parser.add_argument("overrides", nargs="*", help="more settings, such as optim.lr=1e-4")
     options = parser.parse_args()
-    print("| method | precision | fault | loss change, nats | smallest error | largest error | tolerance |")
-    print("|---|---|---|---|---|---|---|")
+    provide_model(options.gguf)
+    print("\n".join(head(("method", "precision", "steps", "rows", "fault", "change, nats", "errors", "tolerance"))))
     for method, precision in CASES:
         if options.only and method not in options.only:
             continue
         AcceleratorState._reset_state(reset_partial_state=True)
-        overrides = ["hardware=gpu", "data=jsonl", f"data.path={options.data}", f"method={method}"]
-        config = compose([*overrides, f"hardware.precision={precision}"])
+        overrides = [
+            "hardware=gpu",
+            "data=jsonl",
+            f"data.path={options.data}",
+            f"method={method}",
+            "data.max_length=512",
+        ]
+        length = ["train.tokens_per_step=4096", "hardware.micro_batch=8", f"train.max_steps={STEPS}"]
+        config = compose([*overrides, *length, *options.overrides, f"hardware.precision={precision}"])
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(config, Path(folder))
-            compute = session.placement.arithmetic
-            for name, change in FAULTS.items():
-                for length in proofs.CHANGES[compute]:
-                    with fault(session, change):
-                        errors = errors_of(session, length)
-                    print(
-                        f"| {method} | {precision} | {name} | {length} | {min(errors):.1%} | {max(errors):.1%} "
-                        f"| {proofs.TOLERANCE[compute]:.0%} |",
-                        flush=True,
-                    )
+            measure(session, method, precision)
+            train(session)
+            measure(session, method, precision)
+
+
+def measure(session: Session, method: str, precision: str) -> None:
+    """A line per number of rows, fault and step length: the errors of all seeds, from small to large."""
+    compute = session.placement.arithmetic
+    for rows, (name, change), length in product(proofs.PROOF_ROWS[compute], FAULTS.items(), proofs.CHANGES[compute]):
+        with fault(session, change):
+            errors = sorted(errors_of(session, length, rows))
+        cells = (method, precision, session.progress.step, rows, name, length)
+        print(
+            line((*map(str, cells), " ".join(f"{e:.1%}" for e in errors), f"{proofs.TOLERANCE[compute]:.0%}")),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

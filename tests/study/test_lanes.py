@@ -55,6 +55,14 @@ def test_two_runs_share_a_slot_and_a_probe_has_it_alone(tmp_path: Path, slots: i
     assert not any(set(probes) & set(beside(one, found)) for one in found), "nor a run beside a probe"
 
 
+def test_runs_spread_over_the_slots(tmp_path: Path) -> None:
+    """Four runs, two slots with four places each: two in each, not four in the first."""
+    settings = ["optim.lr=1e-4,2e-4,3e-4,4e-4", "hardware.gpus=2", "study.trials_per_gpu=4", "study.probe_steps=0"]
+    done = run(tmp_path, *settings, "study.name=s", plan={"step_s": 0.2})
+    assert done.returncode == 0, done.stderr
+    assert sorted(one.slot for one in ran(tmp_path / "multirun" / "s", done.stderr)) == 2 * ["cpu 0"] + 2 * ["cpu 1"]
+
+
 def test_memory_and_speed_are_those_of_the_probe(tmp_path: Path) -> None:
     """Of a run that shared its device they mean nothing; the loss is the run's own."""
     done = run(tmp_path, *SHARED, "study.name=s")

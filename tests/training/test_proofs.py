@@ -8,9 +8,9 @@ import torch
 
 from sweeptune.data import collate
 from sweeptune.methods import quantized
-from sweeptune.training import run
+from sweeptune.training import loop, run
 from sweeptune.training.loop import prove
-from sweeptune.training.proofs import ProofFailed, proof_row
+from sweeptune.training.proofs import ProofFailed, proof_row, prove_gradients
 from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import open_session
 
@@ -51,6 +51,21 @@ def test_a_gradient_that_misses_one_half_of_the_adapters_is_stopped(settings, tm
             parameter.register_hook(torch.zeros_like)
     with pytest.raises(ProofFailed):
         prove(session)
+
+
+def test_what_rounding_hides_from_few_rows_is_proven_with_many(settings, tmp_path, monkeypatch):
+    session = open_session(settings("method=lora", "hardware.precision=bf16"), tmp_path)
+    asked = []
+
+    def noisy(model, batches, *rest, **more):
+        asked.append(sum(len(batch.input_ids) for batch in batches))
+        if asked[-1] <= 16:
+            raise ProofFailed("off by 26% (allowed 20%)")
+        return prove_gradients(model, batches, *rest, **more)
+
+    monkeypatch.setattr(loop, "prove_gradients", noisy)
+    prove(session)
+    assert asked == [16, min(64, len(session.splits.train))] and len(session.progress.gradient_proofs) == 1
 
 
 def test_a_weight_without_a_gradient_is_stopped_unless_the_loss_does_not_need_it(settings, tmp_path):

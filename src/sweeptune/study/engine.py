@@ -141,11 +141,14 @@ class Engine:
         if time.monotonic() - self._looked > LOOK_S:
             self._look()
             self._looked = time.monotonic()
-        if self.wish == 0:
-            for slot in self.slots:
-                while len(slot.units) < slot.lanes and self._fill(slot):
-                    pass
+        while self.wish == 0 and any(self._fill(slot) for slot in self._emptiest_first()):
+            pass
         self.display.update(self)
+
+    def _emptiest_first(self) -> list[Slot]:
+        """Slots with a place left; of equal ones the first, which is the one that runs empty for probes, comes last."""
+        places = [slot for slot in self.slots if len(slot.units) < slot.lanes]
+        return sorted(places, key=lambda slot: (len(slot.units), slot is self.slots[0]))
 
     def _fill(self, slot: Slot) -> bool:
         """Give a slot one more unit, if there is one for it: probes first, since each is alone on its device."""

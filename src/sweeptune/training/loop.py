@@ -19,7 +19,7 @@ from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
-from sweeptune.training.proofs import ProofFailed, prove_gradients
+from sweeptune.training.proofs import PROOF_ROWS, ProofFailed, prove_gradients
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import Session
@@ -184,12 +184,23 @@ def save(session: Session, *, weights_only: bool = False) -> None:
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        parts = micro_batches([(row,) for row in session.proof_rows()], session.progress.micro_batch)
-        batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
-        found = prove_gradients(
-            session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
-        )
+        first, *more = PROOF_ROWS[session.placement.arithmetic]
+        try:
+            found = _prove(session, first)
+        except ProofFailed as failed:
+            if not more:
+                raise
+            log.info("%s; once more with %d rows instead of %d, which averages rounding out", failed, more[0], first)
+            found = _prove(session, more[0])
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})
+
+
+def _prove(session: Session, rows: int) -> dict[str, float]:
+    parts = micro_batches([(row,) for row in session.proof_rows(rows)], session.progress.micro_batch)
+    batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
+    return prove_gradients(
+        session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
+    )
 
 
 def prove_that_samples_are_apart(session: Session) -> None:

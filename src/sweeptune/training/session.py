@@ -26,7 +26,7 @@ from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load
 from sweeptune.training.memory import MemoryMeter
 from sweeptune.training.optimizer import build_optimizer
 from sweeptune.training.placement import Placement, cap_memory, place
-from sweeptune.training.proofs import PROOF_ROWS, proof_row
+from sweeptune.training.proofs import proof_row
 from sweeptune.training.speed import Stopwatch
 
 log = logging.getLogger("sweeptune")
@@ -100,10 +100,10 @@ class Session:
         context: AbstractContextManager[None] = self.accelerator.autocast()
         return context
 
-    def proof_rows(self) -> list[Row]:
-        """Short training rows, those with the most loss tokens out of the first ones."""
+    def proof_rows(self, count: int) -> list[Row]:
+        """So many short training rows, those with the most loss tokens out of the first ones."""
         short = sorted((proof_row(row) for row in self.splits.train[:256]), key=lambda row: -row.loss_tokens)
-        return short[: PROOF_ROWS[self.placement.arithmetic]]
+        return short[:count]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint writes as its progress."""
