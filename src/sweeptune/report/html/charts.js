@@ -1,6 +1,7 @@
 // The two large drawings, and what all drawings share. Each takes its host and a width, and is drawn again when that
 // changes or a method is hidden.
 
+const held = { point: null }; // shows the tip of the point that has the keyboard's focus again
 const hidden = new Set();
 const shown = (method) => !hidden.has(method);
 const trialOf = new Map(data.trials.map((t) => [t.n, t]));
@@ -83,8 +84,14 @@ function interactive(plot, points, host) {
     if (!p.node) return;
     p.node.setAttribute("tabindex", place === 0 ? "0" : "-1");
     p.node.setAttribute("role", "button");
-    p.node.addEventListener("focus", () => point(p, true));
-    p.node.addEventListener("blur", leave);
+    p.node.addEventListener("focus", () => {
+      if (p.node.matches(":focus-visible")) held.point = () => point(p, true);
+      point(p, true);
+    });
+    p.node.addEventListener("blur", () => {
+      held.point = null;
+      leave();
+    });
     p.node.setAttribute("aria-label", describe(p.trial).flat().filter(Boolean).join(", ") + ": copy its command");
   });
   plot.root.addEventListener("keydown", (event) => {

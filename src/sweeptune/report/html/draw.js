@@ -241,14 +241,21 @@ function axes(width, height, x, y, name) {
   }
   const marks = x.ticks || ticks(X, Math.max(3, width / 80)),
     word = x.form || (x.log ? brief : aligned(marks));
+  let edge = -Infinity;
   marks.forEach((value) => {
-    const far = X(value) > width - 30;
+    const far = X(value) > width - 30,
+      text = word(value),
+      begin = far ? width - 7 * text.length : X(value) - 3.5 * text.length;
     root.append(
       svg("line", { x1: X(value), x2: X(value), y1: height - bottom, y2: height - bottom + 4, class: "axis" }),
+    );
+    if (begin < edge + 5) return; // its tick stays, its word would lie on the one before it
+    edge = begin + 7 * text.length;
+    root.append(
       svg(
         "text",
         { x: far ? width : X(value), y: height - bottom + 17, "text-anchor": far ? "end" : "middle" },
-        word(value),
+        text,
       ),
     );
   });

@@ -190,9 +190,12 @@ function texts() {
 
 document.querySelector("[data-switches]").append(...[live(), theme()].filter(Boolean));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") hideTip();
+  if (event.key !== "Escape") return;
+  held.point = null;
+  hideTip();
 });
-addEventListener("scroll", hideTip, { passive: true });
+// A point that the keyboard reaches is scrolled into view, and its tip goes with it; a mouse leaves its point behind.
+addEventListener("scroll", () => (held.point ? held.point() : hideTip()), { passive: true });
 texts();
 sections();
 legend();

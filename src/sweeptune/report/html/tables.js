@@ -119,13 +119,16 @@ function methodRows() {
     tuning: "its tuning, hours",
   };
   const apart = ["difference", "low", "high", "word"],
-    delta = (arm) => (arm.delta && arm.delta.loss) || {};
+    ratios = ["peak", "speed", "trainable", "hours"],
+    named = (key) => names[key] || key,
+    delta = (arm) => arm.delta || {};
   return [
-    [...keys.map((key) => names[key] || key), "against", ...apart, "command"],
+    [...keys.map(named), "against", ...apart, ...ratios.map((key) => named(key) + " ratio"), "command"],
     ...data.arms.map((arm) => [
       ...keys.map((key) => arm[key]),
       arm.against,
-      ...apart.map((key) => delta(arm)[key]),
+      ...apart.map((key) => (delta(arm).loss || {})[key]),
+      ...ratios.map((key) => delta(arm)[key]),
       arm.command,
     ]),
   ];

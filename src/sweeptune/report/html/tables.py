@@ -120,12 +120,12 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     cells = [_cell(loss, f"{figure(loss, '.4f')}{spread}", f"search {row['search']:.4f}" if searched else "")]
     cells += [_against(delta.get("loss"))] if any(head.startswith("Against") for head in heads) else []
     cells += [
-        _cell(row["bits"], figure(row["bits"], ".3f")),
+        _cell(row["bits"], figure(row["bits"], ".3f"), _signed(delta.get("bits"), 3)),
         _cell(row["peak"], figure(row["peak"], ".2f"), _percent(delta.get("peak"))),
         _cell(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
-        _cell(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"])),
+        _cell(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"]), _percent(delta.get("mfu"))),
         _cell(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
-        _cell(row["hours"], _hours(row["hours"])),
+        _cell(row["hours"], _hours(row["hours"]), _percent(delta.get("hours"))),
         _cell(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trial{'' if row['trials'] == 1 else 's'}"),
     ]
     labelled = (
@@ -168,9 +168,9 @@ def _cell(value: float | None, text: str, below: str = "") -> str:
     return f'<td class="num"{sort}>{safe(text)}{small}</td>'
 
 
-def _signed(value: float) -> str:
-    """With a true minus, which is as wide as a plus."""
-    return f"{value:+.4f}".replace("-", MINUS)
+def _signed(value: float | None, places: int = 4) -> str:
+    """With a true minus, which is as wide as a plus; nothing where nothing is known."""
+    return "" if value is None else f"{value:+.{places}f}".replace("-", MINUS)
 
 
 def _percent(ratio: float | None) -> str:
