@@ -141,21 +141,21 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
     out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the study's folder.")] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write it again whenever the study has something new, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Write it again whenever the study has something new, until the study ends.")
     ] = False,
 ) -> None:
     """Write a study as one HTML file: verdict, tables and drawings. It opens from disk and asks no network.
 
     Example: sweeptune report multirun/method_tradeoff --watch
     """
-    from sweeptune.report.html import REPORT, watch_report, write_report
+    from sweeptune.report.html import watch_report, write_report
 
-    if not watch:
-        typer.echo(f"wrote {write_report(folder, out)}")
-        return
-    write_report(folder, out, live=True)
-    typer.echo(f"{out or folder / REPORT}: written again whenever the study has something new; Ctrl-C ends that")
-    watch_report(folder, out)
+    if watch:
+        path, why = watch_report(folder, out, typer.echo)
+        typer.echo(why)
+    else:
+        path = write_report(folder, out)
+    typer.echo(f"wrote {path}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from sweeptune.report.html.tables import sort_value
 from sweeptune.report.html.write import embed
 from sweeptune.report.studies import read_study
 from sweeptune.report.words import verdict_words
+from sweeptune.study.working import at_work
 from tests.report.fake_study import (
     EFFECTS,
     leave_confirmed,
@@ -225,7 +226,8 @@ def test_watching_writes_what_is_new_and_ends_with_a_page_that_rests(study: Path
         elif len(seen) == 3:
             raise KeyboardInterrupt
 
-    watch_report(study, sleep=wait)
+    with at_work(study):
+        assert watch_report(study, sleep=wait) == (path, "stopped by Ctrl-C; the study goes on")
     assert all('data-live="1"' in text for text in seen)
     assert '"n":34' not in seen[0] and '"n":34' in seen[1] and seen[1] == seen[2]
     assert 'data-live="0"' in path.read_text(encoding="utf-8")
