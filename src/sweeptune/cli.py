@@ -159,6 +159,26 @@ def report(
 
 
 @app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    kind: Annotated[
+        str, typer.Argument(help="front (loss against memory), curves (loss over tokens), memory, settings, predicted.")
+    ] = "front",
+    out: Annotated[
+        Path | None, typer.Option(help="The file: .svg or .pdf (vectors), or .png; by default the kind with .svg.")
+    ] = None,
+    width: Annotated[float, typer.Option(min=1.0, help="Inches; 3.3 is a column of a paper, 6.9 its page.")] = 3.3,
+) -> None:
+    """Draw a study for a paper: the report's drawings in the width of a column, the same bytes every time.
+
+    Example: sweeptune plot multirun/method_tradeoff curves --out curves.pdf
+    """
+    from sweeptune.report.plot import write_plot
+
+    typer.echo(f"wrote {write_plot(folder, out or Path(f'{kind}.svg'), kind, width)}")
+
+
+@app.command()
 def recommend(
     folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
     memory: Annotated[str | None, typer.Option(help="Most peak memory: 8GiB, 24GB; by default any.")] = None,

@@ -213,9 +213,9 @@ function curves(host, width) {
     return empty(host, data.curves.length ? "All methods are hidden." : "No trial was evaluated more than once.");
   const values = own.flatMap((c) => c.y),
     ultimate = own.map((c) => c.y[c.y.length - 1]);
-  const high = Math.max(Math.min(Math.max(...own.map((c) => c.y[0])), spread(values)[1]), fence(ultimate));
-  const low = spread(values)[0],
-    air = (high - low || 1) * 0.06;
+  const [low, most] = spread(values);
+  const high = Math.min(most, Math.max(...own.map((c) => c.y[0]), fence(ultimate)));
+  const air = (high - low || 1) * 0.06;
   const plot = axes(
     width,
     Math.round(Math.max(280, Math.min(400, width * 0.68))),
