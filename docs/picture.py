@@ -25,7 +25,7 @@ QUIET = ("--no-first-run", "--disable-background-networking", "--disable-compone
 """Without these a browser looks for updates of itself; the page has no part in that."""
 WIDTH, BELOW = 1200, 24
 """Of the picture, and how much is kept below the last drawing, in CSS pixels."""
-COLOURS = 128
+COLOURS = 256
 """Of the PNG: a page of text and flat marks loses nothing to the eye, and takes a third of the bytes."""
 
 
@@ -82,7 +82,9 @@ def take(study: Path, out: Path) -> Path:
         height = int(box["y"] + box["height"]) + BELOW
         page.set_viewport_size({"width": WIDTH, "height": height})
         shot = page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
-    picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    # By the extent of colours, not by how often they occur: a single red word must stay red.
+    picture = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     picture.save(out, optimize=True)
     return out
 
