@@ -323,16 +323,23 @@ def test_a_method_can_be_hidden_in_the_drawings(study: Path, opening: Open) -> N
 
 def test_printed_it_is_light_whole_and_without_buttons(study: Path, opening: Open) -> None:
     page = opening(study / "report.html", color_scheme="dark")
+    page.evaluate("""() => addEventListener("beforeprint", () => { window.widths =
+                     [...document.querySelectorAll(".plot")].map((plot) => plot.viewBox.baseVal.width); })""")
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
     for part in ("pareto", "curves", "phases", "effects", "predicted"):
         assert page.locator(f"#{part} .plot").count(), f"{part} is drawn for the paper without being looked at"
     assert page.locator("#trials tbody tr").count() == 34
+    widths = page.evaluate("window.widths")
+    assert len(widths) > 15 and max(widths) <= 680, "drawn for the paper, not a wide screen's drawing made small"
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for gone in (".switches", "nav", ".tools", "caption .button", ".offer"):
         assert not page.locator(gone).first.is_visible(), gone
     page.set_viewport_size({"width": 680, "height": 900})  # A4 between its margins
     assert page.evaluate("document.documentElement.scrollWidth") == 680
+    assert min(cell.bounding_box()["width"] for cell in page.locator("#trials td.wrap").all()) > 55, (
+        "no word a letter a line"
+    )
     page.evaluate(LOOK.read_text())
     assert page.evaluate("look.faint()") == []
 
@@ -353,6 +360,12 @@ def test_a_page_of_a_running_study_loads_itself_anew_until_it_is_told_not_to(stu
     with page.expect_navigation():
         page.clock.run_for(10_500)
     assert page.evaluate("window.before") is None
+    page.locator("#trials").scroll_into_view_if_needed()
+    page.get_by_label("Filter by text").fill("lora")
+    page.evaluate("window.before = true")
+    page.clock.run_for(30_000)
+    assert page.evaluate("window.before") is True, "not while somebody filters"
+    page.get_by_label("Filter by text").fill("")
     page.get_by_role("button", name="pause").click()
     page.evaluate("window.before = true")
     page.clock.run_for(30_000)

@@ -26,7 +26,7 @@ TITLES = {
     "memory": "Memory, predicted and measured",
     "failures": "Failures",
     "proofs": "Proofs and ledger",
-    "environment": "Environment",
+    "environment": "Environment and fingerprints",
 }
 FIELDS = (
     ("environment", "What the best run of each method ran on"),
@@ -74,6 +74,11 @@ def _titled(key: str, content: str) -> str:
 def safe(value: Any) -> str:
     """Text that is no markup and holds nothing invisible."""
     return escape(clean(str(value)), quote=True)
+
+
+def breakable(name: str) -> str:
+    """`safe`, and a long name may go on in the next line behind each of its parts."""
+    return safe(name).replace("_", "_<wbr>")
 
 
 def _words(line: Mapping[str, str | None]) -> str:
@@ -314,7 +319,9 @@ def fields_table(data: Mapping[str, Any], key: str, caption: str) -> str:
         differs = len(set(values)) > 1
         cells = "".join(f'<td class="wrap">{safe(value)}</td>' for value in (values[:1] if alike else values))
         mark = '<span class="tag">differs</span>' if differs else ""
-        rows.append(f'<tr{" class=differs" if differs else ""}><th scope="row">{safe(field)}{mark}</th>{cells}</tr>')
+        rows.append(
+            f'<tr{" class=differs" if differs else ""}><th scope="row">{breakable(field)}{mark}</th>{cells}</tr>'
+        )
     names = [", ".join(run["method"] for run in runs)] if alike else [run["method"] for run in runs]
     return _table(caption, [("field", ""), *((name, "") for name in names)], rows, key) if rows else ""
 
