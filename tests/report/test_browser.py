@@ -436,13 +436,23 @@ def test_2000_trials_open_in_three_seconds(tmp_path: Path, opening: Open) -> Non
     assert time.perf_counter() - began < 3 * OPEN_S
 
 
+def picture(*arguments: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python docs/picture.py ...``, which opens a browser of its own and so needs a process of its own."""
+    command = [sys.executable, str(ROOT / "docs" / "picture.py"), *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+
+
 def test_the_picture_of_the_readme_is_taken_from_any_study(study: Path, browser: Any, tmp_path: Path) -> None:
-    del browser  # asked for so that this is skipped without one; the script opens its own, in a process of its own
-    picture = tmp_path / "report.png"
-    subprocess.run([sys.executable, str(ROOT / "docs" / "picture.py"), str(study), str(picture)], check=True)
-    size = struct.unpack(">II", picture.read_bytes()[16:24])  # of the PNG's header
-    assert size[0] == 2400 and 1800 < size[1] < 4000 and picture.stat().st_size < 400_000
-    wrong = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "picture.py"), str(tmp_path), str(picture)], capture_output=True
-    )
-    assert wrong.returncode == 2 and b"holds no study.json" in wrong.stderr
+    del browser  # asked for so that this is skipped without one
+    done = picture(study, tmp_path / "report.png")
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "report.png").read_bytes()
+    size = struct.unpack(">II", content[16:24])  # of the PNG's header
+    assert size[0] == 2400 and 1800 < size[1] < 4000 and len(content) < 400_000
+    wrong = picture(tmp_path, tmp_path / "b.png")
+    assert wrong.returncode == 2 and "holds no study.json" in wrong.stderr
+
+
+def test_without_a_browser_it_is_said_how_to_get_one(tmp_path: Path) -> None:
+    wrong = picture(tmp_path, tmp_path / "a.png", PATH=str(tmp_path), PLAYWRIGHT_BROWSERS_PATH=str(tmp_path))
+    assert wrong.returncode == 2 and "no browser was found" in wrong.stderr and "install chromium" in wrong.stderr

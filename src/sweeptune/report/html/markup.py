@@ -1,4 +1,4 @@
-"""Pieces of HTML, with every text of a user escaped; nothing else of the report writes markup."""
+"""Pieces of HTML that all tables are made of; every text of a user goes through `safe`."""
 
 from __future__ import annotations
 
