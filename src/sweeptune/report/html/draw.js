@@ -192,9 +192,10 @@ function showTip(x, y, head, lines, more) {
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   const left = x + 14 + box.width > innerWidth ? x - 14 - box.width : x + 14;
-  const top = y + 14 + box.height > innerHeight ? y - 14 - box.height : y + 14;
+  // Above, where there is room: below the point the command that was copied is shown.
+  const top = y - 14 - box.height < 8 ? y + 14 : y - 14 - box.height;
   tip.style.left = Math.max(8, Math.min(left, innerWidth - box.width - 8)) + "px";
-  tip.style.top = Math.max(8, top) + "px";
+  tip.style.top = Math.max(8, Math.min(top, innerHeight - box.height - 8)) + "px";
 }
 const hideTip = () => {
   tip.hidden = true;
