@@ -124,10 +124,10 @@ def _work(store: Store, identity: Identity) -> Ended:
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
-    set_over(store.folder, not interrupted)
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
+    set_over(store.folder, not interrupted)
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
 
