@@ -11,18 +11,18 @@ import pytest
 
 from sweeptune.study.lease import Leases
 from sweeptune.study.working import at_work, find_standing, set_over
-from tests.study.fakes import begin, environment, lines, run, wait_for
+from tests.study.fakes import begin, lines, run, wait_for
 
 STUDY = ["method=full,lora", "optim.lr=1e-4,1e-3", "study.name=s"]
-SLOW = {"step_s": 0.1}
+SLOW = {"step_s": 0.25}
+"""A trial takes 2.5 s, so that on a busy machine, too, the study still runs when those who watch have started."""
 WATCH = "import sweeptune.report.html.write as w; w.REFRESH_S = 0.2; from sweeptune.cli import main; main()"
 
 
 def watch(folder: Path) -> subprocess.Popen[str]:
     """``sweeptune report multirun/s --watch``, which looks five times a second."""
     command = [sys.executable, "-c", WATCH, "report", "multirun/s", "--watch"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment(folder, **SLOW), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def page(folder: Path) -> str:
