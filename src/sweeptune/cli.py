@@ -141,21 +141,41 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
     out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the study's folder.")] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write it again whenever the study has something new, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Write it again whenever the study has something new, until the study ends.")
     ] = False,
 ) -> None:
     """Write a study as one HTML file: verdict, tables and drawings. It opens from disk and asks no network.
 
     Example: sweeptune report multirun/method_tradeoff --watch
     """
-    from sweeptune.report.html import REPORT, watch_report, write_report
+    from sweeptune.report.html import watch_report, write_report
 
-    if not watch:
-        typer.echo(f"wrote {write_report(folder, out)}")
-        return
-    write_report(folder, out, live=True)
-    typer.echo(f"{out or folder / REPORT}: written again whenever the study has something new; Ctrl-C ends that")
-    watch_report(folder, out)
+    if watch:
+        path, why = watch_report(folder, out, typer.echo)
+        typer.echo(why)
+    else:
+        path = write_report(folder, out)
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    kind: Annotated[
+        str, typer.Argument(help="front (loss against memory), curves (loss over tokens), memory, settings, predicted.")
+    ] = "front",
+    out: Annotated[
+        Path | None, typer.Option(help="The file: .svg or .pdf (vectors), or .png; by default the kind with .svg.")
+    ] = None,
+    width: Annotated[float, typer.Option(min=1.0, help="Inches; 3.3 is a column of a paper, 6.9 its page.")] = 3.3,
+) -> None:
+    """Draw a study for a paper: the report's drawings in the width of a column, the same bytes every time.
+
+    Example: sweeptune plot multirun/method_tradeoff curves --out curves.pdf
+    """
+    from sweeptune.report.plot import write_plot
+
+    typer.echo(f"wrote {write_plot(folder, out or Path(f'{kind}.svg'), kind, width)}")
 
 
 @app.command()

@@ -20,10 +20,18 @@ from sweeptune.report.html.tables import sort_value
 from sweeptune.report.html.write import embed
 from sweeptune.report.studies import read_study
 from sweeptune.report.words import verdict_words
-from tests.report.fake_study import leave_confirmed, leave_record, leave_search, leave_study, leave_trial
+from sweeptune.study.working import at_work
+from tests.report.fake_study import (
+    EFFECTS,
+    leave_confirmed,
+    leave_metrics,
+    leave_record,
+    leave_search,
+    leave_study,
+    leave_trial,
+)
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{data}} \x1b[31m\u202e\ud800\u2028"
-EFFECTS = {"full": 0.035, "lora": 0.0, "qlora": 0.05, "dora": 0.002}
 
 
 class Reader(HTMLParser):
@@ -67,12 +75,6 @@ def study(tmp_path: Path) -> Path:
         folder, {m: {s: 1.9 + x + g + draw.gauss(0, 0.002) for s, g in luck.items()} for m, x in EFFECTS.items()}
     )
     return folder
-
-
-def leave_metrics(folder: Path, points: int, start: float = 3.0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"step": i, "tokens": i * 1024, "eval_loss": start - i / points} for i in range(points)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def written(folder: Path) -> Reader:
@@ -224,7 +226,8 @@ def test_watching_writes_what_is_new_and_ends_with_a_page_that_rests(study: Path
         elif len(seen) == 3:
             raise KeyboardInterrupt
 
-    watch_report(study, sleep=wait)
+    with at_work(study):
+        assert watch_report(study, sleep=wait) == (path, "stopped by Ctrl-C; the study goes on")
     assert all('data-live="1"' in text for text in seen)
     assert '"n":34' not in seen[0] and '"n":34' in seen[1] and seen[1] == seen[2]
     assert 'data-live="0"' in path.read_text(encoding="utf-8")

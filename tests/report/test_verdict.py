@@ -56,6 +56,21 @@ def test_a_planted_effect_of_three_deviations_is_found(tmp_path: Path) -> None:
     assert found >= 0.8 * 60, f"found in {found} of 60"
 
 
+def test_what_is_open_is_counted(tmp_path: Path) -> None:
+    """lora and qlora differ by half a deviation: too little for three seeds, and enough for more of them."""
+    folder = leave_study(tmp_path / "s", ("full", "lora", "qlora"), study={"margin": 0.001})
+    for number, method in enumerate(("full", "lora", "qlora")):
+        leave_trial(folder, number, method, 2.0, kind="baseline")
+    lora, qlora = (
+        dict(zip(SEEDS, (1.900, 1.912, 1.905), strict=True)),
+        dict(zip(SEEDS, (1.909, 1.908, 1.914), strict=True)),
+    )
+    leave_confirmed(folder, {"full": dict.fromkeys(SEEDS, 2.5), "lora": lora, "qlora": qlora})
+    assert "to decide the open pair: sweeptune compare" in words(folder)
+    leave_confirmed(folder, {"full": dict.fromkeys(SEEDS, 1.9), "lora": lora, "qlora": qlora})
+    assert "of the 3 open pairs: " in words(folder) or "all 3 open pairs: " in words(folder)
+
+
 def test_a_winner_is_named_first(tmp_path: Path) -> None:
     folder = confirmed(tmp_path / "s", random.Random(2), {"full": 30.0, "lora": 0.0, "qlora": 60.0})
     verdict = judge(read_study(folder))

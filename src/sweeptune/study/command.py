@@ -20,6 +20,7 @@ from sweeptune.study.engine import Engine
 from sweeptune.study.space import Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import flat
+from sweeptune.study.working import at_work, set_over
 
 log = logging.getLogger("sweeptune")
 
@@ -56,18 +57,26 @@ def run_study(overrides: Sequence[str], folder: Path) -> Ended:
     """
     store = Store(folder)
     identity = _identity(overrides, folder)
+    with at_work(folder):  # from before there is a study.json: who watches from then on must see somebody at work
+        _begin(store, identity)
+        return _work(store, identity)
+
+
+def _begin(store: Store, identity: Identity) -> None:
+    """Make the study, or see that it is this one."""
     with store.lock():
         if not store.exists():
             store.check_storage(identity.settings)
             store.create(identity, {"fixed": shared_settings(identity), "git": git_state(), "versions": versions()})
-        else:
-            known = store.read()
-            if found := differences(known, as_json(identity)):
-                raise ConfigError(
-                    [f"{problem}" for problem in found]
-                    + [f"{folder}: holds a study that differs so; choose another with study.name=<name>, or remove it"]
-                )
-    return _work(store, identity)
+            return
+        if found := differences(store.read(), as_json(identity)):
+            raise ConfigError(
+                [f"{problem}" for problem in found]
+                + [
+                    f"{store.folder}: holds a study that differs so; choose another with study.name=<name>, or remove "
+                    "it"
+                ]
+            )
 
 
 def confirm(folder: Path, seeds: int | None = None) -> Ended:
@@ -93,7 +102,8 @@ def confirm(folder: Path, seeds: int | None = None) -> Ended:
         Space.from_dict(known["space"]),
         settings,
     )
-    return _work(store, identity)
+    with at_work(folder):
+        return _work(store, identity)
 
 
 def _counted(store: Store) -> int:
@@ -103,6 +113,7 @@ def _counted(store: Store) -> int:
 
 def _work(store: Store, identity: Identity) -> Ended:
     settings = identity.settings
+    set_over(store.folder, False)
     with conf_from(store.conf):
         base = _base(identity.overrides, identity.space)
     total = settings.trials
@@ -116,6 +127,7 @@ def _work(store: Store, identity: Identity) -> Ended:
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
+    set_over(store.folder, not interrupted)
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
 

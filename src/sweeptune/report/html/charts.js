@@ -1,6 +1,7 @@
 // The two large drawings, and what all drawings share. Each takes its host and a width, and is drawn again when that
 // changes or a method is hidden.
 
+const held = { point: null }; // shows the tip of the point that has the keyboard's focus again
 const hidden = new Set();
 const shown = (method) => !hidden.has(method);
 const trialOf = new Map(data.trials.map((t) => [t.n, t]));
@@ -83,8 +84,14 @@ function interactive(plot, points, host) {
     if (!p.node) return;
     p.node.setAttribute("tabindex", place === 0 ? "0" : "-1");
     p.node.setAttribute("role", "button");
-    p.node.addEventListener("focus", () => point(p, true));
-    p.node.addEventListener("blur", leave);
+    p.node.addEventListener("focus", () => {
+      if (p.node.matches(":focus-visible")) held.point = () => point(p, true);
+      point(p, true);
+    });
+    p.node.addEventListener("blur", () => {
+      held.point = null;
+      leave();
+    });
     p.node.setAttribute("aria-label", describe(p.trial).flat().filter(Boolean).join(", ") + ": copy its command");
   });
   plot.root.addEventListener("keydown", (event) => {
@@ -206,9 +213,9 @@ function curves(host, width) {
     return empty(host, data.curves.length ? "All methods are hidden." : "No trial was evaluated more than once.");
   const values = own.flatMap((c) => c.y),
     ultimate = own.map((c) => c.y[c.y.length - 1]);
-  const high = Math.max(Math.min(Math.max(...own.map((c) => c.y[0])), spread(values)[1]), fence(ultimate));
-  const low = spread(values)[0],
-    air = (high - low || 1) * 0.06;
+  const [low, most] = spread(values);
+  const high = Math.min(most, Math.max(...own.map((c) => c.y[0]), fence(ultimate)));
+  const air = (high - low || 1) * 0.06;
   const plot = axes(
     width,
     Math.round(Math.max(280, Math.min(400, width * 0.68))),

@@ -192,9 +192,10 @@ function showTip(x, y, head, lines, more) {
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   const left = x + 14 + box.width > innerWidth ? x - 14 - box.width : x + 14;
-  const top = y + 14 + box.height > innerHeight ? y - 14 - box.height : y + 14;
+  // Above, where there is room: below the point the command that was copied is shown.
+  const top = y - 14 - box.height < 8 ? y + 14 : y - 14 - box.height;
   tip.style.left = Math.max(8, Math.min(left, innerWidth - box.width - 8)) + "px";
-  tip.style.top = Math.max(8, top) + "px";
+  tip.style.top = Math.max(8, Math.min(top, innerHeight - box.height - 8)) + "px";
 }
 const hideTip = () => {
   tip.hidden = true;
@@ -241,14 +242,21 @@ function axes(width, height, x, y, name) {
   }
   const marks = x.ticks || ticks(X, Math.max(3, width / 80)),
     word = x.form || (x.log ? brief : aligned(marks));
+  let edge = -Infinity;
   marks.forEach((value) => {
-    const far = X(value) > width - 30;
+    const far = X(value) > width - 30,
+      text = word(value),
+      begin = far ? width - 7 * text.length : X(value) - 3.5 * text.length;
     root.append(
       svg("line", { x1: X(value), x2: X(value), y1: height - bottom, y2: height - bottom + 4, class: "axis" }),
+    );
+    if (begin < edge + 5) return; // its tick stays, its word would lie on the one before it
+    edge = begin + 7 * text.length;
+    root.append(
       svg(
         "text",
         { x: far ? width : X(value), y: height - bottom + 17, "text-anchor": far ? "end" : "middle" },
-        word(value),
+        text,
       ),
     );
   });

@@ -63,7 +63,9 @@ function live() {
     clearInterval(timer);
     if (on)
       timer = setInterval(() => {
-        if (tip.hidden && !document.hidden) location.reload();
+        // Not under somebody's hands: a filter that was set would be forgotten.
+        const busy = [...document.querySelectorAll(".tools :is(input, select)")].some((field) => field.value);
+        if (tip.hidden && !busy && !document.hidden) location.reload();
       }, 10000);
   }
   set(kept.get("live") !== "off");
@@ -109,7 +111,7 @@ function mount(section) {
   };
   const begin = () => {
     if (drawn.has(section)) return;
-    drawn.set(section, section.dataset.part === "trials" || section.dataset.part === "pairs" ? () => {} : draw);
+    drawn.set(section, section.dataset.part === "trials" ? () => {} : draw);
     draw();
     if (section.dataset.part === "trials") return; // it needs no width, and drawing it again would forget its filters
     new ResizeObserver(() => {
@@ -125,7 +127,10 @@ function mount(section) {
     },
     { rootMargin: "300px 0px" },
   ).observe(section);
-  addEventListener("beforeprint", begin);
+  addEventListener("beforeprint", () => {
+    if (drawn.has(section)) drawn.get(section)();
+    else begin();
+  });
 }
 
 function sections() {
@@ -190,9 +195,18 @@ function texts() {
 
 document.querySelector("[data-switches]").append(...[live(), theme()].filter(Boolean));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") hideTip();
+  if (event.key !== "Escape") return;
+  held.point = null;
+  hideTip();
 });
-addEventListener("scroll", hideTip, { passive: true });
+// A point that the keyboard reaches is scrolled into view, and its tip goes with it; a mouse leaves its point behind.
+addEventListener("scroll", () => (held.point ? held.point() : hideTip()), { passive: true });
 texts();
+// A browser lays out for the paper only after this event, so the width of a page is set here, before anything is drawn.
+addEventListener("beforeprint", () => document.documentElement.classList.add("paper"));
 sections();
+addEventListener("afterprint", () => {
+  document.documentElement.classList.remove("paper");
+  drawn.forEach((draw) => draw());
+});
 legend();

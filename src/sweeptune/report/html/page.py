@@ -135,7 +135,10 @@ def _arms(study: Study, verdict: Verdict, found: Mapping[str, Mapping[str, Any]]
         row["delta"] = None
         if reference_row and arm.best and arm.method != base:
             row["delta"] = {"loss": _loss_difference(verdict, arm.method, base or "", row, reference_row)}
-            row["delta"] |= {key: _ratio(row[key], reference_row[key]) for key in ("peak", "speed", "trainable")}
+            ratios = ("peak", "speed", "mfu", "trainable", "hours")
+            row["delta"] |= {key: _ratio(row[key], reference_row[key]) for key in ratios}
+            known = row["bits"] is not None and reference_row["bits"] is not None
+            row["delta"]["bits"] = row["bits"] - reference_row["bits"] if known else None
     return rows
 
 

@@ -171,16 +171,15 @@ function effect(cell, key, method, own, reach) {
   const numbers = own.every((t) => typeof t.p[key] === "number");
   const values = [...new Map(own.map((t) => [JSON.stringify(t.p[key]), t.p[key]])).values()];
   values.sort(numbers ? (a, b) => a - b : undefined);
-  const steps = values.length <= 6,
-    low = values[0],
-    high = values[values.length - 1];
-  const log = !steps && numbers && low > 0 && high / low > 20;
+  const [low, high] = [values[0], values[values.length - 1]];
+  // A few values that come again are places side by side; rates that were drawn once each lie on a scale.
+  const steps = !numbers || (values.length <= 6 && values.length < own.length);
+  const log = !steps && low > 0 && high / low > 20;
   const place = new Map(values.map((v, i) => [JSON.stringify(v), i]));
-  const at = (t) => (steps || !numbers ? place.get(JSON.stringify(t.p[key])) : t.p[key]);
-  const x =
-    steps || !numbers
-      ? { ends: [-0.6, values.length - 0.4], ticks: values.map((_, i) => i), form: (i) => brief(values[i]) }
-      : { ends: log ? [low / 1.15, high * 1.15] : ends([low, high]), log };
+  const at = (t) => (steps ? place.get(JSON.stringify(t.p[key])) : t.p[key]);
+  const x = steps
+    ? { ends: [-0.6, values.length - 0.4], ticks: values.map((_, i) => i), form: (i) => brief(values[i]) }
+    : { ends: log ? [low / 1.15, high * 1.15] : ends([low, high]), log };
   const width = Math.max(220, cell.clientWidth),
     plot = axes(width, 190, { ...x, name: "" }, { ends: reach, name: method }, `Eval loss of ${method} against ${key}`);
   const points = own.map((t) => ({ x: plot.X(at(t)), y: plot.Y(t.l), r: 3.5, trial: t }));

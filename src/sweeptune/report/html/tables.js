@@ -119,19 +119,22 @@ function methodRows() {
     tuning: "its tuning, hours",
   };
   const apart = ["difference", "low", "high", "word"],
-    delta = (arm) => (arm.delta && arm.delta.loss) || {};
+    ratios = ["peak", "speed", "trainable", "hours"],
+    named = (key) => names[key] || key,
+    delta = (arm) => arm.delta || {};
   return [
-    [...keys.map((key) => names[key] || key), "against", ...apart, "command"],
+    [...keys.map(named), "against", ...apart, ...ratios.map((key) => named(key) + " ratio"), "command"],
     ...data.arms.map((arm) => [
       ...keys.map((key) => arm[key]),
       arm.against,
-      ...apart.map((key) => delta(arm)[key]),
+      ...apart.map((key) => (delta(arm).loss || {})[key]),
+      ...ratios.map((key) => delta(arm)[key]),
       arm.command,
     ]),
   ];
 }
 
-const COLUMNS = [
+const COLUMNS_ALL = [
   ["trial", "num", (t) => t.n, (v) => String(v)],
   ["method", "", (t) => t.m],
   ["settings", "wrap", (t) => t.x],
@@ -145,6 +148,8 @@ const COLUMNS = [
   ["time", "num", (t) => t.d, clock],
   ["reason", "wrap long", (t) => t.r],
 ];
+// A study that predicts nothing has no column for it.
+const COLUMNS = COLUMNS_ALL.filter(([name, , get]) => name !== "predicted GiB" || data.trials.some((t) => get(t)));
 const STEP = 100;
 
 function trials(host) {
@@ -185,7 +190,7 @@ function trials(host) {
         );
       return el("td", { class: css }, text === "" ? "\u2013" : text);
     });
-    cells.splice(-1, 0, el("td", {}, t.c ? copyButton(t.c) : null));
+    cells.splice(-1, 0, el("td", { class: "offer" }, t.c ? copyButton(t.c) : null));
     return el("tr", { class: t.s === "completed" ? null : "failed" }, ...cells);
   }
   function draw() {
@@ -234,7 +239,7 @@ function trials(host) {
   );
   heads[0].setAttribute("aria-sort", "ascending");
   const row0 = el("tr", {}, ...heads);
-  heads[heads.length - 1].before(el("th", { scope: "col" }, "command"));
+  heads[heads.length - 1].before(el("th", { scope: "col", class: "offer" }, "command"));
   const table = el("table", {}, el("caption", {}, "Every trial of the search"), el("thead", {}, row0), body);
   host.replaceChildren(tools, el("div", { class: "wide full" }, table), note, more);
   draw();

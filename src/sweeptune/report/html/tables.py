@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeptune.report.cells import UNKNOWN, count, figure
+from sweeptune.report.html.markup import MINUS, NONE, cell_html, notes_html, safe, table_html
 from sweeptune.report.html.page import Page
-from sweeptune.report.remarks import clean
+from sweeptune.report.html.run_tables import FIELDS, fields_table, ledger_table, phases_table, proofs_table
 from sweeptune.report.sheet import Sheet
 from sweeptune.report.study_sheets import failures_sheet, front_sheet, memory_sheet, methods_sheet, pairs_sheet
 
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
-MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 CAPTIONS = {
     "pairs": "Every pair, its interval and what that makes it",
     "failures": "Trials that neither completed nor were pruned, those that ended alike together",
@@ -26,13 +25,8 @@ TITLES = {
     "memory": "Memory, predicted and measured",
     "failures": "Failures",
     "proofs": "Proofs and ledger",
-    "environment": "Environment",
+    "environment": "Environment and fingerprints",
 }
-FIELDS = (
-    ("environment", "What the best run of each method ran on"),
-    ("quality", "Quality: losses are compared only where these agree"),
-    ("cost", "Cost: memory and speed are compared only where these agree"),
-)
 MERGED = {"as_trained": "as trained", "merged_bf16": "merged bf16", "merged_requantized": "requantized"}
 
 
@@ -56,7 +50,7 @@ def pieces(page: Page) -> dict[str, str]:
         "words": "".join(f"<li>{_words(line)}</li>" for line in rest),
         "basis": safe(_basis(data)),
         "methods": methods_table(data),
-        "methods_notes": _notes(_method_notes(data, methods_sheet(study, verdict).notes)),
+        "methods_notes": notes_html(_method_notes(data, methods_sheet(study, verdict).notes)),
         **{key: _titled(key, sheet_table(sheet, key, CAPTIONS.get(key))) for key, sheet in tables.items()},
         "phases": phases_table(data),
         "proofs": _titled("proofs", proofs_table(data) + ledger_table(data)),
@@ -69,11 +63,6 @@ def pieces(page: Page) -> dict[str, str]:
 def _titled(key: str, content: str) -> str:
     """What a section holds, below its heading; nothing where it holds nothing."""
     return f'<h2 id="h-{key}">{TITLES[key]}</h2><div>{content}</div>' if content else ""
-
-
-def safe(value: Any) -> str:
-    """Text that is no markup and holds nothing invisible."""
-    return escape(clean(str(value)), quote=True)
 
 
 def _words(line: Mapping[str, str | None]) -> str:
@@ -109,7 +98,7 @@ def methods_table(data: Mapping[str, Any]) -> str:
     caption = "The best configuration of each method"
     caption += f"; small: differences to {reference}" if against else ""
     rows = [_method_row(data, row, numbers) for row in data["arms"]]
-    return _table(caption, [("Method", ""), *((head, "num") for head in numbers)], rows, "methods", "cards")
+    return table_html(caption, [("Method", ""), *((head, "num") for head in numbers)], rows, "methods", "cards")
 
 
 def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence[str]) -> str:
@@ -117,16 +106,16 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     loss = row["search"] if row["loss"] is None else row["loss"]
     spread = f" ±{row['half']:.4f}" if row["half"] is not None else ""
     searched = row["loss"] is not None and row["search"] is not None and data["split"] == "test"
-    cells = [_cell(loss, f"{figure(loss, '.4f')}{spread}", f"search {row['search']:.4f}" if searched else "")]
+    cells = [cell_html(loss, f"{figure(loss, '.4f')}{spread}", f"search {row['search']:.4f}" if searched else "")]
     cells += [_against(delta.get("loss"))] if any(head.startswith("Against") for head in heads) else []
     cells += [
-        _cell(row["bits"], figure(row["bits"], ".3f")),
-        _cell(row["peak"], figure(row["peak"], ".2f"), _percent(delta.get("peak"))),
-        _cell(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
-        _cell(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"])),
-        _cell(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
-        _cell(row["hours"], _hours(row["hours"])),
-        _cell(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trial{'' if row['trials'] == 1 else 's'}"),
+        cell_html(row["bits"], figure(row["bits"], ".3f"), _signed(delta.get("bits"), 3)),
+        cell_html(row["peak"], figure(row["peak"], ".2f"), _percent(delta.get("peak"))),
+        cell_html(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
+        cell_html(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"]), _percent(delta.get("mfu"))),
+        cell_html(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
+        cell_html(row["hours"], _hours(row["hours"]), _percent(delta.get("hours"))),
+        cell_html(row["tuning"], _hours(row["tuning"]), f"{row['trials']:,} trial{'' if row['trials'] == 1 else 's'}"),
     ]
     labelled = (
         cell.replace("<td", f'<td data-label="{safe(head)}"', 1) for cell, head in zip(cells, heads, strict=True)
@@ -153,24 +142,15 @@ def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def _against(found: Mapping[str, Any] | None) -> str:
     """The difference of the losses, the verdict's word for it, and its interval."""
     if not found:
-        return _cell(None, UNKNOWN)
+        return cell_html(None, UNKNOWN)
     word = f'<span class="word {found["word"].split()[0]}">{safe(found["word"])}</span>'
     bounds = "" if found["low"] is None else f"<br>{_signed(found['low'])} to {_signed(found['high'])}"
-    return _cell(found["difference"], _signed(found["difference"]), word + bounds)
+    return cell_html(found["difference"], _signed(found["difference"]), word + bounds)
 
 
-def _cell(value: float | None, text: str, below: str = "") -> str:
-    """A figure, what it sorts by, and HTML below it."""
-    if text == UNKNOWN:
-        return f'<td class="num none">{NONE}</td>'
-    small = f"<small>{below}</small>" if below else ""
-    sort = "" if value is None else f' data-v="{value!r}"'
-    return f'<td class="num"{sort}>{safe(text)}{small}</td>'
-
-
-def _signed(value: float) -> str:
-    """With a true minus, which is as wide as a plus."""
-    return f"{value:+.4f}".replace("-", MINUS)
+def _signed(value: float | None, places: int = 4) -> str:
+    """With a true minus, which is as wide as a plus; nothing where nothing is known."""
+    return "" if value is None else f"{value:+.{places}f}".replace("-", MINUS)
 
 
 def _percent(ratio: float | None) -> str:
@@ -222,7 +202,7 @@ def sheet_table(sheet: Sheet, key: str, caption: str | None = None) -> str:
             sort = "" if value is None else f' data-v="{value!r}"'
             cells.append(f'<{tag}{scope} class="{kind}"{sort}>{text}</{tag}>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(caption or sheet.title, heads, rows, key) + _notes(sheet.notes)
+    return table_html(caption or sheet.title, heads, rows, key) + notes_html(sheet.notes)
 
 
 def _typeset(text: str, number: bool) -> str:
@@ -241,85 +221,3 @@ def sort_value(text: str) -> float | None:
     """
     match = re.match(r"[<±]?([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s?([KMB])?\b", text)
     return float(match[1].replace(",", "")) * SCALES.get(match[2] or "", 1.0) if match else None
-
-
-def _table(caption: str, heads: Sequence[tuple[str, str]], rows: Iterable[str], key: str, kind: str = "") -> str:
-    """A table that the script makes sortable; its caption names it for those who cannot see where it stands."""
-    head = "".join(f'<th scope="col" class="{css}">{safe(text)}</th>' for text, css in heads)
-    return (
-        f'<div class="wide {kind}"><table data-table="{key}"><caption>{safe(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _notes(notes: Iterable[str]) -> str:
-    found = "".join(f"<li>{safe(note)}</li>" for note in notes)
-    return f'<ul class="notes">{found}</ul>' if found else ""
-
-
-# What run folders say
-
-
-def phases_table(data: Mapping[str, Any]) -> str:
-    """Peak memory of each phase, for those who cannot see the bars."""
-    kinds = list(dict.fromkeys(kind for own in data["phases"] for p in own["phases"] for kind, _ in p["pieces"]))
-    rows = []
-    for own in data["phases"]:
-        for phase in own["phases"]:
-            sizes = dict(phase["pieces"])
-            cells = "".join(_cell(sizes.get(kind), figure(sizes.get(kind), ".2f")) for kind in kinds)
-            total = sum(sizes.values())
-            name = f'<th scope="row">{safe(own["method"])}</th><td>{safe(phase["phase"])}</td>'
-            rows.append(f"<tr>{name}{cells}{_cell(total, figure(total, '.2f'))}</tr>")
-    heads = [("method", ""), ("phase", ""), *((f"{kind} GiB", "num") for kind in kinds), ("peak GiB", "num")]
-    if not rows:
-        return ""
-    table = _table("Peak memory by phase of each method's best", heads, rows, "phases")
-    return f"<details><summary>As a table</summary>{table}</details>"
-
-
-def proofs_table(data: Mapping[str, Any]) -> str:
-    """What the best run of each method proved of itself."""
-    names = list(dict.fromkeys(name for run in data["runs"] for name, _ in run["proofs"]))
-    rows = []
-    for run in data["runs"]:
-        said = dict(run["proofs"])
-        cells = "".join(f'<td class="wrap">{safe(said.get(name, NONE))}</td>' for name in names)
-        trial = f'<td class="num" data-v="{run["trial"]}">{run["trial"]}</td>'
-        rows.append(f'<tr><th scope="row">{safe(run["method"])}</th>{trial}{cells}</tr>')
-    heads = [("method", ""), ("trial", "num"), *((name, "") for name in names)]
-    return _table("What each method's best run proved of itself", heads, rows, "proofs") if names else ""
-
-
-def ledger_table(data: Mapping[str, Any]) -> str:
-    """Which tokens were learned from, by role; all runs of a study have the same."""
-    found: list[list[Any]] = next((run["ledger"] for run in data["runs"] if run["ledger"]), [])
-    rows = []
-    for template, role, tokens, learned, share in found:
-        cells = _cell(tokens, f"{tokens:,}") + _cell(learned, f"{learned:,}")
-        cells += _cell(share, UNKNOWN if share is None else f"{100 * share:.1f} %")
-        rows.append(f'<tr><th scope="row">{safe(role)}</th><td>{safe(template)}</td>{cells}</tr>')
-    heads = [("role", ""), ("template", ""), ("tokens", "num"), ("with loss", "num"), ("share of the loss", "num")]
-    return _table("The loss ledger: what is learned", heads, rows, "ledger") if rows else ""
-
-
-def fields_table(data: Mapping[str, Any], key: str, caption: str) -> str:
-    """Fields of the best runs side by side; where methods differ the row says so, and one column does where none do."""
-    runs = [run for run in data["runs"] if run[key]]
-    fields = list(dict.fromkeys(field for run in runs for field in run[key]))
-    table = [[_text(run[key].get(field)) for run in runs] for field in fields]
-    alike = all(len(set(values)) == 1 for values in table)
-    rows = []
-    for field, values in zip(fields, table, strict=True):
-        differs = len(set(values)) > 1
-        cells = "".join(f'<td class="wrap">{safe(value)}</td>' for value in (values[:1] if alike else values))
-        mark = '<span class="tag">differs</span>' if differs else ""
-        rows.append(f'<tr{" class=differs" if differs else ""}><th scope="row">{safe(field)}{mark}</th>{cells}</tr>')
-    names = [", ".join(run["method"] for run in runs)] if alike else [run["method"] for run in runs]
-    return _table(caption, [("field", ""), *((name, "") for name in names)], rows, key) if rows else ""
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return NONE
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

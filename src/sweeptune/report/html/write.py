@@ -16,7 +16,10 @@ from typing import Any
 from sweeptune.config.errors import ConfigError
 from sweeptune.report.html.page import Page, make_page
 from sweeptune.report.html.tables import pieces
+from sweeptune.report.remarks import clean
 from sweeptune.report.studies import read_study
+from sweeptune.study.lease import Leases
+from sweeptune.study.working import find_standing
 from sweeptune.tracking.files import DiskFull, write_text
 
 REPORT = "report.html"
@@ -57,23 +60,42 @@ def write_report(folder: Path, out: Path | None = None, live: bool = False) -> P
     return target
 
 
-def watch_report(folder: Path, out: Path | None = None, sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Write the report whenever the study has changed, until Ctrl-C; the last one no longer loads itself anew.
+def watch_report(
+    folder: Path,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Path, str]:
+    """Write the report whenever the study has changed, until the study ends; the last one no longer loads itself anew.
 
     Args:
         folder: The study's.
         out: As for `write_report`.
+        say: Told once that the file is there and will be written again.
         sleep: Waits some seconds.
+
+    Returns:
+        The file, and why it is not written any more: nothing is left to do, nobody works on the study, or Ctrl-C.
+
+    Raises:
+        ConfigError: As `write_report` does.
     """
     seen: Any = None
+    leases, why = Leases(), "stopped by Ctrl-C; the study goes on"
     try:
-        while True:
+        while (standing := find_standing(folder, leases)) == "running":
             if (state := _state(folder)) != seen:
-                write_report(folder, out, live=True)
+                path = write_report(folder, out, live=True)
+                if seen is None:
+                    say(f"{path}: written again whenever the study has something new; Ctrl-C ends that")
                 seen = state
             sleep(REFRESH_S)
+        command = read_study(folder).header.get("command") or "the command that began it"
+        left = f"nobody works on the study any more, and something is left to do; going on: {command}"
+        why = "the study is over" if standing == "over" else clean(left)
     except KeyboardInterrupt:
-        return write_report(folder, out)
+        pass
+    return write_report(folder, out), why
 
 
 def to_html(page: Page, live: bool = False) -> str:
