@@ -20,6 +20,8 @@ from sweeptune.study.engine import Engine
 from sweeptune.study.space import Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import flat
+from sweeptune.tracking.follow import wait_for_senders
+from sweeptune.tracking.sync import find_runs
 
 log = logging.getLogger("sweeptune")
 
@@ -113,11 +115,21 @@ def _work(store: Store, identity: Identity) -> Ended:
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
+    if base.tracker.name != "none":
+        _await_senders(store)
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
+
+
+def _await_senders(store: Store) -> None:
+    """Give what follows the last runs a moment to end, and say what W&B still lacks."""
+    runs = find_runs(store.folder) if store.trials else []
+    if left := wait_for_senders(runs):
+        words = "%d runs are still being sent to W&B; should something be missing there: sweeptune sync %s"
+        log.warning(words, len(left), store.folder)
 
 
 def _identity(overrides: Sequence[str], folder: Path) -> Identity:
