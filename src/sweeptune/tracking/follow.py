@@ -176,7 +176,6 @@ class Sender:
                 print(f"{time.ctime()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 self._tell_once(error)
             failed = time.monotonic()
-            _forget_wandb()
             self.over.wait(pause)
             if self.over.is_set() and (ended or time.monotonic() - failed < AGAIN_S):
                 return False
@@ -245,14 +244,6 @@ def _mtime(folder: Path) -> int:
         return (folder / RECORD).stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def _forget_wandb() -> None:
-    """End W&B's own process, so that the next try begins with a new one."""
-    with suppress(Exception):
-        import wandb
-
-        wandb.teardown()
 
 
 if __name__ == "__main__":

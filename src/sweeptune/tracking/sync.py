@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,3 +172,15 @@ def is_running(folder: Path) -> bool:
         return process.create_time() <= last["time"] + 1 and process.status() != psutil.STATUS_ZOMBIE
     except (FileNotFoundError, ValueError, KeyError, IndexError, psutil.NoSuchProcess):
         return False
+
+
+def line_of(sent: Sent) -> str:
+    """What became of a run, for people."""
+    rows = f"{sent.rows} rows" if sent.state in ("sent", "would send") else ""
+    return "  ".join(filter(None, [str(sent.folder), sent.state, sent.id, rows, sent.note]))
+
+
+def summary_of(done: Sequence[Sent]) -> str:
+    """How many of each, such as ``3 sent, 5 there``."""
+    counts = Counter(sent.state for sent in done)
+    return ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -10,6 +10,7 @@ import netrc
 import os
 import shutil
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ OURS = (
     "WANDB_TAGS",
 )
 """Variables that would give every run of a study the same identity."""
+
+
+CLOSE_S = 5.0
 
 
 class NotArrived(RuntimeError):
@@ -140,10 +144,20 @@ class WandbTracker:
             if self.online:
                 self._check_arrival()
         finally:
-            self.close()
+            self._tidy()
 
     def close(self) -> None:
-        """Leave the run as it is, without waiting; what it has not got is sent when it is opened again."""
+        """Leave the run as it is; what it has not got is sent when it is opened again.
+
+        W&B's own process is ended with it, because it would call the run's id in use; that tries to send what is left,
+        so it is not waited for longer than a moment.
+        """
+        ending = threading.Thread(target=_end_wandb, daemon=True)
+        ending.start()
+        ending.join(CLOSE_S)
+        self._tidy()
+
+    def _tidy(self) -> None:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -154,6 +168,13 @@ class WandbTracker:
         arrived = int(found.lastHistoryStep) + 1
         if arrived < self._logged:
             raise NotArrived(f"{arrived} of {self._logged} rows have arrived")
+
+
+def _end_wandb() -> None:
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown(exit_code=1)
 
 
 def server() -> str:
