@@ -270,6 +270,30 @@ def sync(
 
 
 @app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    project: Annotated[str | None, typer.Option(help="W&B project; by default tracker.project of the study.")] = None,
+    entity: Annotated[str | None, typer.Option(help="W&B user or team; by default the key's.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the specification as JSON; needs neither key nor network.")
+    ] = False,
+) -> None:
+    """Make a W&B workspace and report of a study whose runs are there (see sync); again changes the same ones.
+
+    Example: sweeptune dashboard multirun/method_tradeoff --dry-run > dashboard-spec.json
+    """
+    from sweeptune.report.dashboard import save, specification
+    from sweeptune.report.studies import read_study
+
+    study = read_study(folder)
+    if dry_run:
+        typer.echo(json.dumps(specification(study, project=project, entity=entity), indent=2))
+        return
+    saved = save(study, project=project, entity=entity)
+    typer.echo(f"workspace: {saved.workspace_url}\nreport: {saved.report_url}")
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Say what this machine can do."""
     from sweeptune.report import doctor as checks

@@ -105,8 +105,13 @@ class Server(ThreadingHTTPServer):
             return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": places}}
         if "mutation upsertView" in query or "mutation UpsertView2" in query:
             self.views.append(given)
-            view = {"id": "Vmlldzox", "type": given.get("type"), "name": given.get("name"), "displayName": "view"}
-            return {"upsertView": {"view": view | {"spec": given.get("spec"), "user": {}}, "inserted": True}}
+            view = {key: given.get(key) for key in ("type", "name", "displayName", "description", "spec")}
+            view |= {"id": f"view-{given['type']}", "project": {"id": "1", "name": "p", "entityName": "me"}}
+            return {"upsertView": {"view": view, "inserted": not given.get("id")}}
+        if "query GetProjects" in query:
+            node = {"__typename": "Project", "id": "P", "name": "p", "entityName": "me", "createdAt": ""}
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": page, "edges": [{"node": node | {"isBenchmark": False, "user": None}}]}}
         if "viewer" in query and "project(" not in query:
             person = {"id": "V", "entity": "me", "username": "me", "name": "me", "email": "me@example.com"}
             person |= {"flags": "{}", "admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}}
