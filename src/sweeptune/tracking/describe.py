@@ -24,6 +24,8 @@ from sweeptune.tracking.tracker import Card
 
 TRIAL = "trial.json"
 """What a study leaves in the folder of each run: ``{"number", "kind", "probe"}``."""
+STUDY_KEY = "study_key"
+"""Setting that all runs of one study share; not nested, so that a dashboard can filter by it."""
 NOT_SENT = ("study", "space", "tracker", "resume")
 """Settings that say nothing of the run itself."""
 TAG_LENGTH = 64
@@ -97,17 +99,18 @@ def card(folder: Path, *, attempt: int | None = None, project: str | None = None
     stem = f"{_stem(folder, where)}-s{seed}"
     kind = [where.kind] if where.kind in ("baseline", "confirm") else []
     trial: dict[str, Any] = {"number": where.number, "kind": where.kind, "seed": seed, "attempt": attempt}
-    trial |= {"study": where.header.get("name"), "key": key_of(folder, where)}
-    trial["retry_of"] = identity(stem, attempt - 1, trial["key"]) if attempt > 1 else None
+    trial["study"], key = where.header.get("name"), key_of(folder, where)
+    trial["retry_of"] = identity(stem, attempt - 1, key) if attempt > 1 else None
     return Card(
-        id=identity(stem, attempt, trial["key"]),
+        id=identity(stem, attempt, key),
         name=f"{_first_words(folder, where)}-{_settings_words(settings)}{_seed_words(folder, where, seed)}",
         project=project or own.project,
         entity=entity or own.entity,
         group=where.header.get("name"),
         job_type=where.kind,
         tags=tuple(dict.fromkeys(text[:TAG_LENGTH] for text in (method, settings["model"]["name"], *kind))),
-        config={key: value for key, value in settings.items() if key not in NOT_SENT} | {"trial": trial},
+        config={name: value for name, value in settings.items() if name not in NOT_SENT}
+        | {"trial": trial, STUDY_KEY: key},
     )
 
 

@@ -13,6 +13,7 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
 from sweeptune.report.dashboard.story import Story
+from sweeptune.tracking.describe import STUDY_KEY
 
 WIDTH, HEIGHT, COLUMNS = 12, 9, 2
 """Of a panel, in units of W&B's grid of 24 columns."""
@@ -50,7 +51,7 @@ def groups(story: Story) -> list[Group]:
     ]
 
 
-def filters(story: Story, *, failed: bool | None = None) -> list[expr.FilterExpr]:
+def filters(story: Story, *, failed: bool | None = None) -> expr.And:
     """Which runs of the project are shown.
 
     Args:
@@ -58,10 +59,10 @@ def filters(story: Story, *, failed: bool | None = None) -> list[expr.FilterExpr
         failed: Only runs that failed, or only those that did not; None: both.
     """
     found = [
-        expr.Config("trial.key") == story.key,
+        expr.Config(STUDY_KEY) == story.key,
         expr.Summary("result/status") != "interrupted",  # a later attempt went on, and has its rows
     ]
-    return found if failed is None else [*found, expr.Summary("result/failed") == int(failed)]
+    return expr.And(*found, *([] if failed is None else [expr.Summary("result/failed") == int(failed)]))
 
 
 def _scatter(story: Story) -> wr.ScatterPlot:
