@@ -242,8 +242,9 @@ def drop(trial: Trial, status: str, reason: str) -> None:
         record |= {part: trial.probe[part] for part in ("memory", "speed", "params", "environment")}
     trial.folder.mkdir(parents=True, exist_ok=True)
     write_record(trial.folder, record)
-    leave_place(trial, trial.folder)
-    freeze(trial.config, trial.folder)  # after the record: a folder with settings alone is a run that has begun
+    if trial.kind != "duplicate":  # which says nothing new to a tracker
+        leave_place(trial, trial.folder)
+        freeze(trial.config, trial.folder)  # after the record: a folder with settings alone is a run that has begun
     trial.records[trial.seeds[0]] = record
     trial.waiting.clear()
 
