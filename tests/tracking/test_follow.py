@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -174,6 +175,32 @@ def test_without_a_tracker_nothing_is_started(make_run: Make, monkeypatch: pytes
     run = make_run("run", "tracker=none")
     monkeypatch.setattr(subprocess, "Popen", None)
     assert follow(load(run / "config.yaml"), run, 1) is None
+
+
+@pytest.mark.slow
+def test_without_a_key_a_run_is_kept_in_its_folder_and_that_is_said(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="needs wandb: pip install 'sweeptune[wandb]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run, said = make_run("run", "tracker=wandb", ended=False), logging.Handler()
+    heard: list[str] = []
+    monkeypatch.setattr(said, "emit", lambda record: heard.append(record.getMessage()))
+    following.log.addHandler(said)
+    try:
+        follower = follow(load(run / "config.yaml"), run, 1)
+        assert follower is not None and wait_for(lambda: heard)
+        leave_result(run)
+        follower.end()
+        assert wait_for(lambda: list(run.glob("wandb/offline-run-*"))) and wait_for_senders([run], 60) == []
+    finally:
+        following.log.removeHandler(said)
+    assert len(heard) == 1 and "no key" in heard[0] and f"sweeptune sync {run}" in heard[0]
+    found = wandb_file.records(wandb_file.the_file(run))
+    assert len(wandb_file.rows(found)) == 6 and wandb_file.summary(found)["result/eval_loss"] == 2.5
+    assert not (run / NOTE).exists()
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from sweeptune.launch.spawn import spawn
 from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull
-from sweeptune.tracking.follow import wait_for_senders
+from sweeptune.tracking.follow import await_senders
 
 log = logging.getLogger("sweeptune")
 
@@ -120,7 +120,7 @@ def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
 
         record = run(config, folder, command)
     if config.tracker.name != "none":
-        wait_for_senders([folder])
+        await_senders([folder], folder)
     return record
 
 

@@ -20,8 +20,9 @@ from sweeptune.study.engine import Engine
 from sweeptune.study.space import Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import flat
-from sweeptune.tracking.follow import wait_for_senders
+from sweeptune.tracking.follow import await_senders, offline_words
 from sweeptune.tracking.sync import find_runs
+from sweeptune.tracking.wandb_run import goes_online
 
 log = logging.getLogger("sweeptune")
 
@@ -112,24 +113,18 @@ def _work(store: Store, identity: Identity) -> Ended:
         points = len(identity.space.grid()) + (len(identity.space.baselines()) if settings.baselines else 0)
         total = min(total or points, points)
     log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
+    if base.tracker.name == "wandb" and not goes_online("wandb"):
+        log.warning("%s", offline_words(store.folder))
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
     if base.tracker.name != "none":
-        _await_senders(store)
+        await_senders(find_runs(store.folder) if store.trials else [], store.folder)
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
-
-
-def _await_senders(store: Store) -> None:
-    """Give what follows the last runs a moment to end, and say what W&B still lacks."""
-    runs = find_runs(store.folder) if store.trials else []
-    if left := wait_for_senders(runs):
-        words = "%d runs are still being sent to W&B; should something be missing there: sweeptune sync %s"
-        log.warning(words, len(left), store.folder)
 
 
 def _identity(overrides: Sequence[str], folder: Path) -> Identity:

@@ -26,7 +26,7 @@ from sweeptune.config.schema import Config
 from sweeptune.tracking.delivery import LOCK, LOG, Rows, conclude, write_note
 from sweeptune.tracking.describe import attempts, card, read_settings
 from sweeptune.tracking.record import RECORD
-from sweeptune.tracking.wandb_run import WandbTracker, goes_online, server
+from sweeptune.tracking.wandb_run import WandbTracker, goes_online, has_key, server
 
 log = logging.getLogger("sweeptune")
 
@@ -125,6 +125,24 @@ def wait_for_senders(folders: Sequence[Path], seconds: float = WAIT_S) -> list[P
     return left
 
 
+def await_senders(folders: Sequence[Path], root: Path) -> None:
+    """Wait for senders, and say so where some need longer.
+
+    Args:
+        folders: Run folders.
+        root: What the user would give to ``sweeptune sync``.
+    """
+    if left := wait_for_senders(folders):
+        words = "W&B: %d of %d runs are not there yet; should they not arrive: sweeptune sync %s"
+        log.warning(words, len(left), len(folders), root)
+
+
+def offline_words(root: Path) -> str:
+    """Why ``tracker=wandb`` sends nothing now, and what sends it later."""
+    why = f"no key for {server()}" if not has_key() else f"WANDB_MODE={os.environ.get('WANDB_MODE')}"
+    return f"W&B: {why}, so runs are kept in their folders; `wandb login`, then `sweeptune sync {root}` sends them"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Be the sender."""
     folder, attempt, began = Path(arguments[0]), int(arguments[1]), int(arguments[2])
@@ -135,10 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     name = read_settings(folder)["tracker"]["name"]
     online = goes_online(name)
     if name == "wandb" and not online:
-        say(
-            f"W&B: no key for {server()}, or WANDB_MODE says offline: kept in {folder}/wandb. `wandb login`, then "
-            f"`sweeptune sync {folder}` sends it"
-        )
+        say(offline_words(folder))
     try:
         with FileLock(folder / LOCK, timeout=LAST_S):  # the sender of an earlier attempt may still be at its end
             sent = Sender(folder, attempt, began, over, online=online).run()
