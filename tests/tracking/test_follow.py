@@ -236,6 +236,7 @@ def test_an_offline_run_and_its_sync_hold_the_same(
             patch.setenv(key, value)
         assert [[sent.state for sent in sync(folder)] for _ in range(2)] == [["sent"], ["there"]]
         synced = server.runs[known.id]
+        assert list(folder.glob("wandb/offline-run-*/*.wandb.synced")), "W&B's own tool passes over it"
         assert synced.result == offline and len(synced.rows) == len(written) and len(server.runs) == 1
 
 
@@ -244,7 +245,7 @@ def test_a_study_arrives_while_it_runs_also_where_a_worker_is_killed(
     server: Server, jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["model=tiny", "hardware=cpu", "data=jsonl", f"data.path={jsonl}", "data.max_length=192"]
-    overrides += ["train.tokens_per_step=512", "train.max_steps=8", "train.checkpoint_every=2", "method=full,lora"]
+    overrides += ["train.tokens_per_step=512", "train.max_steps=16", "train.checkpoint_every=2", "method=full,lora"]
     overrides += ["study.name=s", "study.probe_steps=0", "tracker=wandb", "hydra.sweep.dir=multirun/s"]
     command = [sys.executable, str(ROOT / "train.py"), "--multirun", *overrides]
     where = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}

@@ -35,9 +35,9 @@ RETRY_S = 20.0
 """Between two tries to reach the server; grows tenfold."""
 AGAIN_S = 60.0
 """A server that did not answer so shortly before the end of the run is not asked again."""
-RECORD_S = 10.0
-"""How long a record is waited for that the launcher writes in place of a killed worker."""
-LAST_S = 100.0
+RECORD_S = 60.0
+"""How long, after a worker was killed, its launcher's record or the next attempt is waited for, which imports torch."""
+LAST_S = 200.0
 """How long the sender may live after the training, whatever W&B does."""
 WAIT_S = 15.0
 """How long a command waits at its end for its senders."""

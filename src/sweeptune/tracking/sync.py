@@ -156,6 +156,8 @@ def _send(folder: Path, known: Card) -> Sent:
             "it are sent and noted; the same command goes on"
         ) from error
     write_note(folder, known, server(), tracker.path, tracker.url, rows.sent)
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        path.with_name(f"{path.name}.synced").touch()  # W&B's own mark, so that `wandb sync` passes over them
     return Sent(folder, "sent", known.id, max(0, rows.sent - have), tracker.url or "")
 
 
