@@ -177,6 +177,19 @@ def test_without_a_tracker_nothing_is_started(make_run: Make, monkeypatch: pytes
     assert follow(load(run / "config.yaml"), run, 1) is None
 
 
+def test_only_the_first_rank_has_a_sender(
+    settings: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+    training = sys.modules["sweeptune.training.run"]  # the package's attribute of that name is the function
+    monkeypatch.setattr(training, "follow", lambda config, folder, attempt: started.append(folder))
+    monkeypatch.setattr(training, "train_to_the_end", lambda *given: True)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        train(settings("tracker=wandb_offline"), tmp_path / rank)
+    assert started == [tmp_path / "0"]
+
+
 @pytest.mark.slow
 def test_without_a_key_a_run_is_kept_in_its_folder_and_that_is_said(
     make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

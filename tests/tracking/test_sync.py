@@ -89,7 +89,7 @@ def test_a_study_is_sent_without_its_probes_and_dry_run_sends_nothing(make_run: 
         ("seed-0", "would send"),
         ("seed-1", "would send"),
     ]
-    assert not server.runs and not list(study.rglob(NOTE))
+    assert not server.runs and not list(study.rglob(NOTE)) and not list(study.rglob(LOCK))
     sent = sync(study, project="elsewhere")
     assert summary_of(sent) == "3 sent" and line_of(sent[0]).startswith(f"{study / '0'}  sent  demo-0000-s0-a1-")
     assert {run.group for run in server.runs.values()} == {"demo"}

@@ -117,6 +117,8 @@ def wait_for_senders(folders: Sequence[Path], seconds: float = WAIT_S) -> list[P
     """
     deadline, left = time.monotonic() + seconds, []
     for folder in folders:
+        if not (folder / LOG).exists():  # nothing was ever sent while it trained
+            continue
         try:
             with FileLock(folder / LOCK, timeout=max(0.0, deadline - time.monotonic())):
                 pass

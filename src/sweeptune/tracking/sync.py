@@ -127,18 +127,23 @@ def _one(folder: Path, project: str | None, entity: str | None, *, dry_run: bool
         known = describe(folder, project=project, entity=entity)
     except ConfigError as error:
         return Sent(folder, "unreadable", note="; ".join(error.problems))
-    prefix = f"/{known.entity}/{known.project}/" if known.entity else f"/{known.project}/"
+    if dry_run:
+        return _nothing_to_send(folder, known) or Sent(folder, "would send", known.id, count_rows(folder))
     try:
         with FileLock(folder / LOCK, timeout=0):
-            if is_complete(folder, known, server(), prefix):
-                return Sent(folder, "there", known.id)
-            if is_running(folder):
-                return Sent(folder, "running", known.id, note="it has not ended; sync again when it has")
-            if dry_run:
-                return Sent(folder, "would send", known.id, count_rows(folder))
-            return _send(folder, known)
+            return _nothing_to_send(folder, known) or _send(folder, known)
     except Timeout:
         return Sent(folder, "busy", known.id, note="it is being sent at this moment")
+
+
+def _nothing_to_send(folder: Path, known: Card) -> Sent | None:
+    """Why a run needs no sending now; None where it does."""
+    prefix = f"/{known.entity}/{known.project}/" if known.entity else f"/{known.project}/"
+    if is_complete(folder, known, server(), prefix):
+        return Sent(folder, "there", known.id)
+    if is_running(folder):
+        return Sent(folder, "running", known.id, note="it has not ended; sync again when it has")
+    return None
 
 
 def _send(folder: Path, known: Card) -> Sent:
