@@ -272,6 +272,48 @@ def chat(
 
 
 @app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(help="A run, a study, or a folder of many: outputs, multirun/demo.")],
+    project: Annotated[str | None, typer.Option(help="W&B project; by default tracker.project of each run.")] = None,
+    entity: Annotated[str | None, typer.Option(help="W&B user or team; by default tracker.entity.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent; needs no key.")] = False,
+) -> None:
+    """Send runs to Weights & Biases that it has not got, also those trained with tracker=none; as often as you like.
+
+    Example: sweeptune sync multirun/demo --project sweeptune-demo
+    """
+    from sweeptune.tracking.sync import line_of, summary_of
+    from sweeptune.tracking.sync import sync as send
+
+    done = send(folder, project=project, entity=entity, dry_run=dry_run, tell=lambda sent: typer.echo(line_of(sent)))
+    typer.echo(summary_of(done))
+
+
+@app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, such as multirun/method_tradeoff.")],
+    project: Annotated[str | None, typer.Option(help="W&B project; by default tracker.project of the study.")] = None,
+    entity: Annotated[str | None, typer.Option(help="W&B user or team; by default the key's.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the specification as JSON; needs neither key nor network.")
+    ] = False,
+) -> None:
+    """Make a W&B workspace and report of a study whose runs are there (see sync); again changes the same ones.
+
+    Example: sweeptune dashboard multirun/method_tradeoff --dry-run > dashboard-spec.json
+    """
+    from sweeptune.report.dashboard import save, specification
+    from sweeptune.report.studies import read_study
+
+    study = read_study(folder)
+    if dry_run:
+        typer.echo(json.dumps(specification(study, project=project, entity=entity), indent=2))
+        return
+    saved = save(study, project=project, entity=entity)
+    typer.echo(f"workspace: {saved.workspace_url}\nreport: {saved.report_url}")
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Say what this machine can do."""
     from sweeptune.report import doctor as checks

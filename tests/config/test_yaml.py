@@ -47,7 +47,7 @@ OPTIONS = {
     "template": ["alpaca", "auto", "chatml", "internlm2_chat", "jinja", "llama3", "none"],
     "hardware": ["auto", "cpu", "gpu"],
     "optim": ["adamw", "adamw_8bit", "paged_adamw_8bit"],
-    "tracker": ["none"],
+    "tracker": ["none", "wandb", "wandb_offline"],
     "experiment": ["demo"],
     "study": ["default"],
     "space": ["none", "method_tradeoff"],

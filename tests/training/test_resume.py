@@ -38,7 +38,7 @@ def assert_same_end(unbroken: Path, resumed: Path) -> None:
         parts = [{k: v for k, v in record[key].items() if k != "seconds"} for record in records]
         assert parts[0] == parts[1], key
     kept = [
-        [{k: v for k, v in line.items() if k != "time"} for line in lines(folder / "metrics.jsonl")]
+        [{k: v for k, v in line.items() if k not in ("time", "cost")} for line in lines(folder / "metrics.jsonl")]
         for folder in (unbroken, resumed)
     ]
     assert kept[0] == kept[1], "each step is logged once, with the same values"

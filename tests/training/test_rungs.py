@@ -41,7 +41,7 @@ def test_a_rung_is_the_first_step_that_reaches_its_share_of_the_tokens(tokens, s
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "time"} for line in lines(folder / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in ("time", "cost")} for line in lines(folder / "metrics.jsonl")]
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from sweeptune.config.data_rules import data_format, data_source, hub_only
 from sweeptune.config.schema import Config
 from sweeptune.config.study_rules import study_figures
+from sweeptune.config.tracker_rules import tracker
 
 FLASH_PACKAGES = {
     "flash_attention_2": "flash-attn",
@@ -257,4 +258,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _model,
     _resume,
     study_figures,
+    tracker,
 )

@@ -214,7 +214,11 @@ class TrackerConfig:
 
     __pydantic_config__ = STRICT_KEYS
 
-    name: Literal["none"]
+    name: Literal["none", "wandb", "wandb_offline"]
+    project: str = "sweeptune"
+    """W&B project that runs go to; made there when it does not exist."""
+    entity: str | None = None
+    """W&B user or team; null is the default one of the key."""
 
 
 Sampler = Literal["auto", "tpe", "nsga2", "random", "grid"]

@@ -28,6 +28,7 @@ from sweeptune.launch.spawn import spawn
 from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull
+from sweeptune.tracking.follow import await_senders
 
 log = logging.getLogger("sweeptune")
 
@@ -113,10 +114,14 @@ def continue_run(folder: Path) -> None:
 def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
     """Run here when one rank is enough, so that a debugger sees it; else under torchrun."""
     if config.hardware.gpus_per_trial > 1:
-        return spawn(config, folder, command)
-    from sweeptune.training import run  # importing torch takes seconds that a wrong override need not wait for
+        record = spawn(config, folder, command)
+    else:
+        from sweeptune.training import run  # importing torch takes seconds that a wrong override need not wait for
 
-    return run(config, folder, command)
+        record = run(config, folder, command)
+    if config.tracker.name != "none":
+        await_senders([folder], folder)
+    return record
 
 
 def compose_and_run(arguments: list[str]) -> None:

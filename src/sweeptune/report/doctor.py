@@ -6,7 +6,6 @@ A probe that fails is an answer, never a crash: its message becomes the value of
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
 import platform
 import shutil
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -33,6 +31,7 @@ from sweeptune.config.rules import FLASH_PACKAGES
 from sweeptune.kernels.attention import present
 from sweeptune.models.fetch import MODELS, cache_dir, cached_model
 from sweeptune.tracking.record import cpu_name
+from sweeptune.tracking.wandb_run import has_key, server
 
 GIB = 2**30
 TIMEOUT_S = 3.0
@@ -278,22 +277,16 @@ def hub() -> Iterable[Check]:
 
 def wandb() -> Iterable[Check]:
     """Weights & Biases: the package, a key (never shown), the server."""
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
     if importlib.util.find_spec("wandb") is None:
         yield Check(
             "W&B", "no", "not installed", "pip install 'sweeptune[wandb]' (metrics.jsonl is written either way)"
         )
     else:
-        key = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(urlsplit(server).hostname or "")
+        key = has_key()
         text = f"{version('wandb')}, {'a key is set' if key else 'no key'}"
         yield Check("W&B", "ok" if key else "warn", text, "" if key else "wandb login, or tracker=wandb_offline")
-    problem = _unreachable(server)
+    problem = _unreachable(server())
     yield Check("W&B server", "warn" if problem else "ok", problem or "reachable")
-
-
-def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    return path.is_file() and netrc.netrc(str(path)).authenticators(host) is not None
 
 
 def _unreachable(address: str) -> str | None:

@@ -21,6 +21,9 @@ from sweeptune.study.space import Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import flat
 from sweeptune.study.working import at_work, set_over
+from sweeptune.tracking.follow import await_senders, offline_words
+from sweeptune.tracking.sync import find_runs
+from sweeptune.tracking.wandb_run import goes_online
 
 log = logging.getLogger("sweeptune")
 
@@ -121,9 +124,13 @@ def _work(store: Store, identity: Identity) -> Ended:
         points = len(identity.space.grid()) + (len(identity.space.baselines()) if settings.baselines else 0)
         total = min(total or points, points)
     log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
+    if base.tracker.name == "wandb" and not goes_online("wandb"):
+        log.warning("%s", offline_words(store.folder))
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
+    if base.tracker.name != "none":
+        await_senders(find_runs(store.folder) if store.trials else [], store.folder)
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()

@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeptune.config.compose import load
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.config.schema import Config, StudyConfig, TrackerConfig
 from sweeptune.study.lease import Lease, Leases
 from sweeptune.study.store import Store, eligible
 from sweeptune.tracking.files import write_json
@@ -27,10 +27,11 @@ class Confirmation:
         store: The study's folder.
         settings: ``confirm_seeds`` says how many.
         seed: The first seed of the search.
+        tracker: Where their metrics go, whatever that was for the search.
     """
 
-    def __init__(self, store: Store, settings: StudyConfig, seed: int) -> None:
-        self.store, self.settings, self.seed = store, settings, seed
+    def __init__(self, store: Store, settings: StudyConfig, seed: int, tracker: TrackerConfig) -> None:
+        self.store, self.settings, self.seed, self.tracker = store, settings, seed, tracker
         self.folder = store.folder / "confirm"
 
     def plan(self) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class Confirmation:
         folder = self.store.folder / line["folder"]
         config = load((folder if len(line["seeds"]) == 1 else folder / f"seed-{line['seeds'][0]}") / "config.yaml")
         judged = replace(config.eval, test=True, merged=config.method.name == "qlora")
-        return replace(config, seed=seed, eval=judged, train=replace(config.train, eval_at=[]))
+        train = replace(config.train, eval_at=[])
+        return replace(config, seed=seed, eval=judged, train=train, tracker=self.tracker)
 
     def over(self) -> bool:
         """Whether every run has ended."""

@@ -40,6 +40,7 @@ from sweeptune.study.store import Store
 from sweeptune.study.trial import (
     Trial,
     joined,
+    leave_place,
     line_of,
 )
 from sweeptune.study.weights import Weights
@@ -101,7 +102,7 @@ class Engine:
         self.queue = Queue(store, self.study, fixed, space, settings, base.seed, total, self.leases)
         self.weights = Weights(store, settings.keep_weights == "all")
         self.pruner = Pruner(store, settings)
-        self.confirmation = Confirmation(store, settings, base.seed)
+        self.confirmation = Confirmation(store, settings, base.seed, base.tracker)
         self._looked = 0.0
         self._vain: dict[str, float] = {}
         self._environment = {
@@ -198,6 +199,8 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "config.yaml").exists():
             config = load(folder / "config.yaml")  # begun before, by whatever was decided then
+        if kind == "loss" and trial is not None:
+            leave_place(trial, folder)
         environment = self._environment | slot.environment
         worker = start(config, folder, command, environment=environment, output=folder / "output.log")
         unit = Unit(kind, folder, config.seed, slot, worker, trial, lease)

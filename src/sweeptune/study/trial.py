@@ -14,12 +14,14 @@ from typing import Any
 
 from sweeptune.config.compose import compose
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.schema import Config, SpaceConfig, StudyConfig
+from sweeptune.config.schema import Config, SpaceConfig, StudyConfig, TrackerConfig
 from sweeptune.config.study_rules import grows
-from sweeptune.launch.spawn import read_if_there
+from sweeptune.launch.spawn import freeze, read_if_there
 from sweeptune.study.lease import Lease
 from sweeptune.study.space import Space
 from sweeptune.study.store import cost_class
+from sweeptune.tracking.describe import TRIAL
+from sweeptune.tracking.files import write_json
 from sweeptune.tracking.record import empty_record, write_record
 
 MEANS = ("loss", "best_loss", "initial_loss", "perplexity", "bits_per_byte")
@@ -135,7 +137,8 @@ def probe_of(config: Config, steps: int) -> Config:
     )
     longest = replace(config.eval, longest=config.eval.batch_size, test=False, merged=False)
     optim = replace(config.optim, lr=config.method.recommended_lr or config.optim.lr)
-    return replace(config, train=train, eval=longest, optim=optim)
+    tracker = TrackerConfig(name="none")  # a measurement, of which its trials send the figures
+    return replace(config, train=train, eval=longest, optim=optim, tracker=tracker)
 
 
 def is_its_own_probe(config: Config, settings: StudyConfig) -> bool:
@@ -239,8 +242,17 @@ def drop(trial: Trial, status: str, reason: str) -> None:
         record |= {part: trial.probe[part] for part in ("memory", "speed", "params", "environment")}
     trial.folder.mkdir(parents=True, exist_ok=True)
     write_record(trial.folder, record)
+    if trial.kind != "duplicate":  # which says nothing new to a tracker
+        leave_place(trial, trial.folder)
+        freeze(trial.config, trial.folder)  # after the record: a folder with settings alone is a run that has begun
     trial.records[trial.seeds[0]] = record
     trial.waiting.clear()
+
+
+def leave_place(trial: Trial, folder: Path) -> None:
+    """Note in a run's folder what its tracker cannot read elsewhere while it runs: kind, and whose memory and speed."""
+    probe = f"probes/{trial.cost_class}" if trial.probe is not None else None
+    write_json(folder / TRIAL, {"number": trial.number, "kind": trial.kind, "probe": probe})
 
 
 def finished_record(folder: Path) -> dict[str, Any] | None:

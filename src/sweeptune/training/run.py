@@ -16,6 +16,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull, JsonLines, write_text
+from sweeptune.tracking.follow import follow
 from sweeptune.tracking.record import empty_record, environment, is_over, read_record, write_record
 from sweeptune.training.loop import prove, save, train
 from sweeptune.training.merge import judge_merged
@@ -55,6 +56,7 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         return known
     setup_logging(folder / "train.log" if main else None, main=main)
     record = empty_record(config) | {"command": command, "attempts": attempts}
+    follower = follow(config, folder, attempts) if main else None
     holder: list[Session] = []
     try:
         with stop_on_signal() as stop:
@@ -82,6 +84,8 @@ def run(config: Config, folder: Path, command: str = "") -> dict[str, Any]:
         holder.clear()
     if main:
         write_record(folder, record)
+    if follower is not None:
+        follower.end()
     return record
 
 

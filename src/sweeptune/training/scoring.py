@@ -34,8 +34,16 @@ def note_evaluation(session: Session, examples: Sequence[dict[str, Any]]) -> dic
         session.metrics.append(
             {"step": progress.step, "tokens": progress.tokens}
             | {f"eval_{key}": summary[key] for key in ("loss", "perplexity", "bits_per_byte")}
+            | ({"cost": cost_so_far(session)} if progress.step else {})
         )
     return summary
+
+
+def cost_so_far(session: Session) -> dict[str, float]:
+    """Memory and speed as they stand; reading them waits for nothing."""
+    memory = session.meter.summary()
+    seen = {key: memory[key] for key in ("peak_memory_gib", "host_peak_gib")} | {"tokens_per_s": session.watch.rate()}
+    return {key: value for key, value in seen.items() if value is not None}
 
 
 def keep(session: Session, examples: Sequence[dict[str, Any]], file: str) -> dict[str, Any]:

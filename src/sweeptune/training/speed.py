@@ -111,13 +111,17 @@ class Stopwatch:
         busy, own = (now - before for now, before in zip(self._cpu_times(), self._cpu_before, strict=True))
         return busy <= 0 or (busy - own) / busy <= FOREIGN_CPU_SHARE
 
+    def rate(self) -> float | None:
+        """Real tokens per second of the steady steps, up to the last pause; None before there are any."""
+        return self.tokens / self.seconds if self.seconds and self.tokens else None
+
     def summary(self) -> dict[str, float | bool | None]:
         """The measured part of ``speed`` in result.json; None where the run was too short to have steady steps."""
         self._close()
         wall = time.perf_counter() - self._begin
         durations = [ms for window in self.marks for ms in _gaps_ms(window)]
         return {
-            "tokens_per_s": self.tokens / self.seconds if self.seconds and self.tokens else None,
+            "tokens_per_s": self.rate(),
             "loss_tokens_per_s": self.loss_tokens / self.seconds if self.seconds and self.tokens else None,
             "step_ms": statistics.median(durations) if durations else None,
             "excluded_s": wall - self.seconds,

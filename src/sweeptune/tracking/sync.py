@@ -1,0 +1,193 @@
+"""``sweeptune sync DIR``: send to Weights & Biases what it has not got, of runs with and without ``tracker=wandb``.
+
+There is one way into W&B: the run's own files are replayed, under the id that `sweeptune.tracking.describe` gives the
+attempt. The .wandb files that ``tracker=wandb_offline`` leaves are for ``wandb leet`` and are not uploaded: W&B does
+not join them (an offline run that was resumed is several files, of which the last one sent replaces the others),
+while rows of metrics.jsonl have one place each. A run that was sent in part goes on after its last row, one that was
+sent whole is left alone, so calling it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.config.tracker_rules import has_wandb
+from sweeptune.tracking.delivery import LOCK, Rows, conclude, count_rows, is_complete, write_note
+from sweeptune.tracking.describe import card as describe
+from sweeptune.tracking.record import RECORD, natural
+from sweeptune.tracking.tracker import Card
+from sweeptune.tracking.wandb_run import WandbTracker, has_key, server
+
+State = Literal["sent", "there", "would send", "busy", "running", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of one run folder.
+
+    Attributes:
+        folder: The run's.
+        state: sent; there: it was sent before; busy: it is being sent by its own run; running: it has not ended.
+        id: Of the W&B run.
+        rows: How many were sent now, or would be.
+        note: Its page, or why it was not sent.
+    """
+
+    folder: Path
+    state: State
+    id: str = ""
+    rows: int = 0
+    note: str = ""
+
+
+def sync(
+    root: Path,
+    *,
+    project: str | None = None,
+    entity: str | None = None,
+    dry_run: bool = False,
+    tell: Callable[[Sent], None] = lambda sent: None,
+) -> list[Sent]:
+    """Send every run at and below a folder that W&B has not got.
+
+    Args:
+        root: A run folder, a study, or a folder of many.
+        project: Replaces ``tracker.project`` of the runs.
+        entity: Replaces ``tracker.entity``.
+        dry_run: Only say what would be sent; needs neither key nor network.
+        tell: Called with each run as it is done.
+
+    Raises:
+        ConfigError: There is no run, no key, no package, or the server does not answer; what was sent before that is
+            noted and stays.
+
+    Example:
+        >>> [run.state for run in sync(Path("multirun/demo"))]
+        ['sent', 'sent', 'sent']
+    """
+    folders = find_runs(root)
+    if not dry_run:
+        _check_ready()
+    done = []
+    for folder in folders:
+        done.append(_one(folder, project, entity, dry_run=dry_run))
+        tell(done[-1])
+    return done
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders of runs at and below a folder, in natural order; probes are measurements, not runs.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder. Give a run, a study or a folder of many, such as multirun/demo")
+    found = [path.parent for path in sorted(root.rglob("config.yaml"), key=natural)]
+    runs = [folder for folder in found if not _is_no_run(folder.absolute())]
+    if not runs:
+        raise ConfigError(
+            f"{root}: holds no run. A run folder has a config.yaml; runs lie in outputs/<date>/<time> and "
+            "multirun/<study>/<number>"
+        )
+    return runs
+
+
+def _is_no_run(folder: Path) -> bool:
+    """Whether it is a study's probe, or in its copy of the code."""
+    return any(
+        above.name in ("probes", "code") and (above.parent / "study.json").is_file()
+        for above in (folder, *folder.parents)
+    )
+
+
+def _check_ready() -> None:
+    if not has_wandb():
+        raise ConfigError("sweeptune sync: the package wandb is not installed. pip install 'sweeptune[wandb]'")
+    if not has_key():
+        raise ConfigError(
+            f"sweeptune sync: no key for {server()}. Log in once with `wandb login`, or set WANDB_API_KEY "
+            "(--dry-run needs none)"
+        )
+
+
+def _one(folder: Path, project: str | None, entity: str | None, *, dry_run: bool) -> Sent:
+    try:
+        known = describe(folder, project=project, entity=entity)
+    except ConfigError as error:
+        return Sent(folder, "unreadable", note="; ".join(error.problems))
+    if dry_run:
+        return _nothing_to_send(folder, known) or Sent(folder, "would send", known.id, count_rows(folder))
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return _nothing_to_send(folder, known) or _send(folder, known)
+    except Timeout:
+        return Sent(folder, "busy", known.id, note="it is being sent at this moment")
+
+
+def _nothing_to_send(folder: Path, known: Card) -> Sent | None:
+    """Why a run needs no sending now; None where it does."""
+    prefix = f"/{known.entity}/{known.project}/" if known.entity else f"/{known.project}/"
+    if is_complete(folder, known, server(), prefix):
+        return Sent(folder, "there", known.id)
+    if is_running(folder):
+        return Sent(folder, "running", known.id, note="it has not ended; sync again when it has")
+    return None
+
+
+def _send(folder: Path, known: Card) -> Sent:
+    tracker = WandbTracker(folder, online=True)
+    try:
+        have = tracker.start(known)
+        rows = Rows(folder, have)
+        for index, line in rows.fresh():
+            tracker.log(line, index)
+        conclude(folder, tracker)
+    except Exception as error:  # W&B's own, of any kind: none of them is a reason for a traceback
+        tracker.close()
+        raise ConfigError(
+            f"{folder}: {server()} did not take it ({type(error).__name__}: {str(error).splitlines()[0]}). Runs before "
+            "it are sent and noted; the same command goes on"
+        ) from error
+    write_note(folder, known, server(), tracker.path, tracker.url, rows.sent)
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        path.with_name(f"{path.name}.synced").touch()  # W&B's own mark, so that `wandb sync` passes over them
+    return Sent(folder, "sent", known.id, max(0, rows.sent - have), tracker.url or "")
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the last start of a run has left no record yet, and its process lives on this machine."""
+    starts, record = folder / "attempts.jsonl", folder / RECORD
+    try:
+        last = json.loads(starts.read_text(encoding="utf-8").splitlines()[-1])
+        if record.exists() and record.stat().st_mtime >= last["time"] - 0.01:
+            return False
+        if last["host"] != socket.gethostname() or last["pid"] == os.getpid():
+            return False
+        process = psutil.Process(last["pid"])
+        return process.create_time() <= last["time"] + 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, ValueError, KeyError, IndexError, psutil.NoSuchProcess):
+        return False
+
+
+def line_of(sent: Sent) -> str:
+    """What became of a run, for people."""
+    rows = f"{sent.rows} rows" if sent.state in ("sent", "would send") else ""
+    return "  ".join(filter(None, [str(sent.folder), sent.state, sent.id, rows, sent.note]))
+
+
+def summary_of(done: Sequence[Sent]) -> str:
+    """How many of each, such as ``3 sent, 5 there``."""
+    counts = Counter(sent.state for sent in done)
+    return ", ".join(f"{count} {state}" for state, count in counts.items())

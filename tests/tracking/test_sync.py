@@ -1,0 +1,139 @@
+"""``sweeptune sync``: everything once, however often, however it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from sweeptune.config.errors import ConfigError
+from sweeptune.tracking.delivery import LOCK, NOTE, Rows
+from sweeptune.tracking.describe import card
+from sweeptune.tracking.sync import find_runs, line_of, summary_of, sync
+from sweeptune.tracking.wandb_run import WandbTracker
+from tests.tracking.conftest import leave_lines, leave_result, leave_start
+from tests.tracking.test_describe import leave_header
+from tests.tracking.wandb_server import Server
+
+Make = Callable[..., Path]
+
+
+def test_a_run_without_wandb_is_sent_once(make_run: Make, server: Server) -> None:
+    run = make_run("run", "tracker=none")
+    assert [(sent.state, sent.rows) for sent in sync(run)] == [("sent", 6)]
+    found = server.runs[card(run).id]
+    assert found.steps() == [0, 1, 2, 3, 4, 5] and found.exit_code == 0
+    assert [row["train/tokens"] for row in found.rows] == [0, 100, 200, 300, 400, 500]
+    assert found.result["result/eval_loss"] == 2.5 and found.result["result/status"] == "completed"
+    assert json.loads(found.files["result.json"])["eval"]["loss"] == 2.5
+    metrics = {name: metric for metric in found.config["_wandb"]["m"] for name in (metric.get("2"), metric.get("1"))}
+    assert {"train/*", "eval/*", "mem/*", "perf/*", "train/tokens"} <= metrics.keys()
+    asked = len(server.asked)
+    assert [sent.state for sent in sync(run)] == ["there"]
+    assert len(server.asked) == asked, "what the note says is not asked again"
+    (run / NOTE).unlink()
+    assert [(sent.state, sent.rows) for sent in sync(run)] == [("sent", 0)]
+    assert found.steps() == [0, 1, 2, 3, 4, 5] and len(server.runs) == 1, "the server itself says what it has"
+
+
+def test_a_partly_sent_run_is_completed(make_run: Make, server: Server) -> None:
+    run = make_run(ended=False)
+    tracker = WandbTracker(run, online=True)
+    rows = Rows(run, tracker.start(card(run)))
+    for index, row in list(rows.fresh())[:3]:
+        tracker.log(row, index)
+    tracker.finish(ok=False)  # the sender ended here
+    assert server.runs[card(run).id].steps() == [0, 1, 2]
+    leave_lines(run, 2, start=5)
+    leave_result(run)
+    assert [(sent.state, sent.rows) for sent in sync(run)] == [("sent", 5)]
+    assert server.runs[card(run).id].steps() == list(range(8))
+
+
+def test_a_record_that_changed_is_sent_again_without_its_rows(make_run: Make, server: Server) -> None:
+    run = make_run()
+    sync(run)
+    leave_result(run, "timeout", loss=2.75)
+    assert [(sent.state, sent.rows) for sent in sync(run)] == [("sent", 0)]
+    found = server.runs[card(run).id]
+    assert found.result["result/status"] == "timeout" and found.exit_code == 1 and len(found.rows) == 6
+
+
+def test_a_killed_run_keeps_its_rows_and_its_next_attempt_is_another(make_run: Make, server: Server) -> None:
+    run = make_run(ended=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "tok')  # torn
+    assert [(sent.state, sent.rows) for sent in sync(run)] == [("sent", 6)]
+    killed = server.runs[card(run).id]
+    assert len(killed.rows) == 6 and killed.result["result/status"] == "interrupted"
+    assert [sent.state for sent in sync(run)] == ["there"]
+    leave_start(run)
+    leave_result(run)
+    assert [sent.state for sent in sync(run)] == ["sent"]
+    assert len(server.runs) == 2 and len(killed.rows) == 6
+    assert server.runs[card(run).id].config["trial"]["retry_of"] == killed.name
+
+
+def test_a_study_is_sent_without_its_probes_and_dry_run_sends_nothing(make_run: Make, server: Server) -> None:
+    study = make_run("demo/0").parent
+    leave_header(study)
+    make_run("demo/1/seed-0")
+    make_run("demo/1/seed-1", "seed=1")
+    make_run("demo/probes/abc")
+    would = sync(study, dry_run=True)
+    assert [(sent.folder.name, sent.state) for sent in would] == [
+        ("0", "would send"),
+        ("seed-0", "would send"),
+        ("seed-1", "would send"),
+    ]
+    assert not server.runs and not list(study.rglob(NOTE)) and not list(study.rglob(LOCK))
+    sent = sync(study, project="elsewhere")
+    assert summary_of(sent) == "3 sent" and line_of(sent[0]).startswith(f"{study / '0'}  sent  demo-0000-s0-a1-")
+    assert {run.group for run in server.runs.values()} == {"demo"}
+    assert {run.project for run in server.runs.values()} == {"elsewhere"}
+    with FileLock(study / "0" / LOCK):
+        assert sync(study, project="elsewhere")[0].state == "busy"
+
+
+def test_a_server_that_is_down_is_one_clear_error(make_run: Make, server: Server) -> None:
+    run = make_run()
+    server.down = True
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="did not take it") as raised:
+        patch.setattr("sweeptune.tracking.wandb_run.INIT_S", 2.0)
+        sync(run)
+    assert "the same command goes on" in str(raised.value) and not (run / NOTE).exists()
+    server.down = False
+    assert [sent.state for sent in sync(run)] == ["sent"]
+
+
+def test_what_cannot_be_sent_is_said(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        find_runs(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no run"):
+        find_runs(tmp_path / "empty")
+    run = make_run()
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("sweeptune.tracking.sync.has_wandb", lambda: True)
+    with pytest.raises(ConfigError, match="wandb login"):
+        sync(run)
+    monkeypatch.setattr("sweeptune.tracking.sync.has_wandb", lambda: False)
+    with pytest.raises(ConfigError, match="not installed"):
+        sync(run)
+    (run / "config.yaml").write_text("method: [")
+    assert [sent.state for sent in sync(run, dry_run=True)] == ["unreadable"]
+
+
+def test_rows_that_are_made_again_keep_their_place(make_run: Make) -> None:
+    run = make_run(steps=4)
+    rows = Rows(run)
+    assert [index for index, _ in rows.fresh()] == [0, 1, 2, 3, 4]
+    kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:3]
+    (run / "metrics.jsonl").write_text("".join(kept))  # back to a checkpoint
+    assert list(rows.fresh()) == []
+    leave_lines(run, 4, start=2)
+    assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(5, 500), (6, 600)]
