@@ -1,8 +1,9 @@
 # Everything works on a machine with Python 3.11 to 3.13, pip, make and a package registry.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests run side by side, so each of them gets one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8
+# Tests run side by side, so each of them gets one thread; tests of studies mostly wait, hence one more than processors.
+SIDE_BY_SIDE := $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) + 1, 8))")
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
