@@ -159,3 +159,12 @@ def test_a_confirmation_that_needed_more_memory_counts(tmp_path: Path) -> None:
     assert recommend(read_study(tmp_path), memory_gib=8.5).chosen.peak_gib == (7.9, 8.4)
     with pytest.raises(ConfigError, match="no completed configuration fits"):
         recommend(read_study(tmp_path), memory_gib=8.0)
+
+
+def test_what_one_configuration_needed_counts_for_all_that_cost_the_same(tmp_path: Path) -> None:
+    leave_study(tmp_path, ("lora",))
+    leave_trial(tmp_path, 0, "lora", 1.9, peak_memory_gib=7.9, cost_class="eight rows")
+    leave_trial(tmp_path, 1, "lora", 2.0, peak_memory_gib=7.9, cost_class="eight rows")
+    leave_trial(tmp_path, 2, "lora", 2.1, peak_memory_gib=5.0, cost_class="four rows")
+    leave_confirmed(tmp_path, {"lora": {1001: 1.9, 1002: 1.91}}, memory=8.4)
+    assert recommend(read_study(tmp_path), memory_gib=8.0).chosen.trial.number == 2

@@ -18,9 +18,10 @@ from sweeptune.report import show
 from sweeptune.report.scatter import Dot, letters, scatter
 from sweeptune.report.statistics import Pair
 from sweeptune.report.studies import read_study
-from sweeptune.report.study_sheets import memory_sheet, pairs_sheet
+from sweeptune.report.study_sheets import memory_sheet, methods_sheet, pairs_sheet
 from sweeptune.report.study_table import render_study
-from sweeptune.report.verdict import Verdict
+from sweeptune.report.verdict import Verdict, judge
+from sweeptune.report.words import verdict_words
 from tests.report.fake_study import examples, leave_confirmed, leave_search, leave_study, leave_trial
 
 EVIL = "=1+1 | <script> [bold]x[/bold]\x1b[31m\nsecond line"
@@ -238,3 +239,20 @@ def test_a_study_without_a_finished_trial_says_so(tmp_path: Path, capsys: pytest
     text = shown(folder, capsys)
     assert "no method has a finished trial" in text and "0 seeds" not in text
     assert "trials' wall time" in text and "of training" not in text
+
+
+def test_a_limit_that_confirmation_broke_is_said_and_the_whole_range_is_shown(tmp_path: Path) -> None:
+    folder = leave_study(
+        tmp_path / "s", ("full", "lora"), study={"constraints": {"peak_memory_gib": 8}, "probe_steps": 8}
+    )
+    leave_trial(folder, 0, "full", 2.0, peak_memory_gib=5.0)
+    leave_trial(folder, 1, "lora", 1.9, peak_memory_gib=6.68)
+    leave_confirmed(folder, {"full": {1: 2.0, 2: 2.01}}, memory=5.9)
+    leave_confirmed(folder, {"lora": {1: 1.9, 2: 1.91}}, memory=9.15)
+    study = read_study(folder)
+    sheet = methods_sheet(study, judge(study))
+    place = [column.heading for column in sheet.columns].index("peak GiB")
+    assert {row[0].text: row[place].text for row in sheet.rows} == {"lora": "6.68 to 9.15", "full": "5.00 to 5.90"}
+    said = "the limit of 8 GiB was kept in the search but not by every confirmation run: lora up to 9.15 GiB; "
+    assert any(line.startswith(said) for line in verdict_words(study))
+    assert "tokens/s: of 3 timed steps a probe (study.probe_steps=8, 5 warm up), too few to rank by" in sheet.notes

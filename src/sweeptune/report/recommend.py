@@ -113,8 +113,8 @@ def recommend(study: Study, memory_gib: float | None = None, min_tokens_per_s: f
 
 
 def _keeps(study: Study, trial: Trial, memory_gib: float | None, min_tokens_per_s: float | None) -> bool:
-    """Whether every run of the configuration did."""
-    peaks, speeds = _ends(_peaks(study, trial)), _ends(_speeds(study, trial))
+    """Whether every run of the configuration did, and of those that cost the same."""
+    peaks, speeds = _ends(study.peaks(trial)), _ends(_speeds(study, trial))
     small = memory_gib is None or (peaks is not None and peaks[1] <= memory_gib)
     fast = min_tokens_per_s is None or (speeds is not None and speeds[0] >= min_tokens_per_s)
     return small and fast
@@ -125,10 +125,6 @@ def _repeats(study: Study, trial: Trial) -> list[Mapping[str, Any]]:
     if study.planned.get(trial.method) != trial.number:
         return []
     return [c.record for c in study.confirmed if c.method == trial.method and c.loss is not None]
-
-
-def _peaks(study: Study, trial: Trial) -> list[float | None]:
-    return [trial.peak_memory_gib, *(record["memory"]["peak_memory_gib"] for record in _repeats(study, trial))]
 
 
 def _speeds(study: Study, trial: Trial) -> list[float | None]:
@@ -185,9 +181,8 @@ def _expected(trial: Trial, arm: Arm) -> Interval:
 
 def _candidate(study: Study, trial: Trial, loss: Interval, split: str) -> Candidate:
     """With the range that memory and speed had over the trial and, where it is confirmed, its confirmation runs."""
-    peaks = _peaks(study, trial)
-    runs = sum(peak is not None for peak in peaks)
-    return Candidate(trial, loss, split, _ends(peaks), _ends(_speeds(study, trial)), runs)
+    peaks = study.peaks(trial)
+    return Candidate(trial, loss, split, _ends(peaks), _ends(_speeds(study, trial)), len(peaks))
 
 
 def _ends(values: Sequence[float | None]) -> tuple[float, float] | None:

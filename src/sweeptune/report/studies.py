@@ -118,6 +118,21 @@ class Study:
         """A trial by its number."""
         return next((trial for trial in self.trials if trial.number == number), None)
 
+    def peaks(self, trial: Trial) -> list[float]:
+        """Peak memory in GiB of a trial, alone on its device, and of every confirmation run of its cost class.
+
+        They differ: with other seeds rows come in another order, and memory falls into other pieces.
+        """
+        alike = {
+            method
+            for method, number in self.planned.items()
+            if number == trial.number
+            or (trial.cost_class and (same := self.trial(number)) and same.cost_class == trial.cost_class)
+        }
+        own = [trial.peak_memory_gib] if trial.peak_memory_gib is not None else []
+        runs = [run for run in self.confirmed if run.method in alike and run.status == "completed"]
+        return own + [peak for run in runs if (peak := run.record["memory"]["peak_memory_gib"]) is not None]
+
 
 def is_study(folder: Path) -> bool:
     """Whether a folder is a study's, with a header to read."""

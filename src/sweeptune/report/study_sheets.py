@@ -16,8 +16,11 @@ from sweeptune.report.statistics import Interval, Pair
 from sweeptune.report.studies import MERGED, Study, Trial, swept
 from sweeptune.report.verdict import Arm, Verdict
 from sweeptune.report.words import bounds
+from sweeptune.tracking.record import WARMUP_STEPS
 
 FRONT = "Pareto front"
+FEW = 10
+"""Timed steps below which a speed is not to be trusted."""
 MANY = 20
 """Rows of one table on a terminal; the other forms have all."""
 STYLES = {"better": "bold green", "worse": "bold red", "tied": "cyan", "undecided": "yellow"}
@@ -83,11 +86,11 @@ def methods_sheet(study: Study, verdict: Verdict) -> Sheet:
     rows = []
     leader = next((arm for arm in verdict.arms if arm.losses), None)
     for arm in verdict.arms:
-        rows.append(tuple(_arm_cells(arm, judged is not None, arm is leader and _leads(verdict, arm))))
+        rows.append(tuple(_arm_cells(study, arm, judged is not None, arm is leader and _leads(verdict, arm))))
     return Sheet("Best of each method", tuple(columns), tuple(rows), tuple(_methods_notes(study, verdict)))
 
 
-def _arm_cells(arm: Arm, judged: bool, leads: bool) -> list[Cell]:
+def _arm_cells(study: Study, arm: Arm, judged: bool, leads: bool) -> list[Cell]:
     best = arm.best
     if best is None:
         cells = [Cell(arm.method), Cell(UNKNOWN), Cell("nothing completed inside the constraints", "dim")]
@@ -97,7 +100,7 @@ def _arm_cells(arm: Arm, judged: bool, leads: bool) -> list[Cell]:
     if judged:
         cells.append(Cell(_interval(arm.loss), strong, leads))
     cells.append(Cell(_search(best, arm.merged)))
-    cells += [Cell(figure(best.bits_per_byte, ".3f")), Cell(figure(best.peak_memory_gib, ".2f"))]
+    cells += [Cell(figure(best.bits_per_byte, ".3f")), Cell(_range(study.peaks(best)))]
     return [*cells, Cell(figure(best.tokens_per_s, ",.0f")), Cell(count(best.trainable)), Cell(_tuned(arm))]
 
 
@@ -117,6 +120,11 @@ def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
         notes.append("±: 95 % t-interval over seeds; a seed's luck is shared, so compare pairs, not these")
     if verdict.split != "eval":
         notes.append("search: the lowest of several, so it flatters; peak and speed are measured alone on the device")
+    if any(arm.best and len(study.peaks(arm.best)) > 1 for arm in verdict.arms):
+        notes.append(
+            "peak: of the search, to the highest of the confirmation runs that cost the same: rows in another order"
+        )
+    notes += _timing(study)
     if any(arm.merged for arm in verdict.arms):
         notes.append("qlora: eval loss as trained, merged to bf16, and quantised to NF4 again")
     return notes
@@ -314,9 +322,21 @@ def _form(name: str) -> str:
     return FIGURES[name][0] if name in FIGURES else ",.0f" if grows(name) else ".4f"
 
 
+def _timing(study: Study) -> list[str]:
+    """Where probes were so short that their speed says little."""
+    steps = (study.header.get("study") or {}).get("probe_steps")
+    if not isinstance(steps, int) or not WARMUP_STEPS < steps < WARMUP_STEPS + FEW:
+        return []
+    timed = _number(steps - WARMUP_STEPS, "timed step")
+    return [f"tokens/s: of {timed} a probe (study.probe_steps={steps}, {WARMUP_STEPS} warm up), too few to rank by"]
+
+
 def _range(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.2f}" if len(values) == 1 else f"{low:.2f} to {high:.2f}"
+    """From the smallest to the largest, once where they look alike."""
+    if not values:
+        return UNKNOWN
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _spread(trials: tuple[Trial, ...], most: int | None) -> list[Trial]:

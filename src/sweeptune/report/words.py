@@ -35,7 +35,8 @@ def verdict_words(study: Study, verdict: Verdict | None = None) -> list[str]:
         to decide: sweeptune compare multirun/demo --confirm --seeds 3
     """
     verdict = verdict or judge(study)
-    return [*_sentences(study, verdict), *_missing(verdict), *_tuning(study, verdict), *_next(study, verdict)]
+    found = [*_sentences(study, verdict), *_over(study, verdict), *_missing(verdict)]
+    return [*found, *_tuning(study, verdict), *_next(study, verdict)]
 
 
 def in_words(pair: Pair) -> str:
@@ -111,6 +112,21 @@ def _grouped(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[str]]:
     for pair in sorted(pairs, key=lambda pair: list(LINKS).index(pair.word)):
         found.setdefault((pair.a, pair.word), []).append(pair.b)
     return found
+
+
+def _over(study: Study, verdict: Verdict) -> list[str]:
+    """Which bests kept the limit of memory in the search, but not with the seeds that confirmed them."""
+    limit = study.limits.get("peak_memory_gib")
+    if limit is None:
+        return []
+    highest = {arm.method: max(study.peaks(arm.best), default=0.0) for arm in verdict.arms if arm.best}
+    over = [f"{method} up to {peak:.2f} GiB" for method, peak in highest.items() if peak > limit]
+    if not over:
+        return []
+    return [
+        f"the limit of {limit:g} GiB was kept in the search but not by every confirmation run: {', '.join(over)}; "
+        f"`sweeptune recommend {shlex.quote(str(study.folder))} --memory {limit:g}GiB` names what kept it throughout"
+    ]
 
 
 def _missing(verdict: Verdict) -> list[str]:

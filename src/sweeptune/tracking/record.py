@@ -43,6 +43,8 @@ STATUSES = (
 )
 OBJECTS = ("tasks", "phases", "quality", "cost", "packages")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core")
+WARMUP_STEPS = 5
+"""Steps at the start of a run that its speed leaves out."""
 MERGED = ("as_trained", "merged_bf16", "merged_requantized")
 """Eval losses of a QLoRA run: with its adapter on NF4, as one bf16 model, and that quantised to NF4 again."""
 PARTS: dict[str, tuple[str, ...]] = {

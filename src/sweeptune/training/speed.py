@@ -13,7 +13,8 @@ from itertools import pairwise
 import psutil
 import torch
 
-WARMUP_STEPS = 5
+from sweeptune.tracking.record import WARMUP_STEPS
+
 FOREIGN_CPU_SHARE = 0.10
 FOREIGN_GPU_BYTES = 2 * 2**30
 

@@ -158,6 +158,7 @@ def _arm(study: Study, arm: Arm, record: Mapping[str, Any]) -> dict[str, Any]:
         "search": best.eval_loss if best else None,
         "bits": statistics.fmean(bits) if bits else best.bits_per_byte if best else None,
         "peak": best.peak_memory_gib if best else None,
+        "peak_high": max(study.peaks(best), default=None) if best else None,
         "speed": best.tokens_per_s if best else None,
         "mfu": best.mfu if best else None,
         "trainable": best.trainable if best else None,

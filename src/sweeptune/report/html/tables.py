@@ -110,7 +110,7 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     cells += [_against(delta.get("loss"))] if any(head.startswith("Against") for head in heads) else []
     cells += [
         cell_html(row["bits"], figure(row["bits"], ".3f"), _signed(delta.get("bits"), 3)),
-        cell_html(row["peak"], figure(row["peak"], ".2f"), _percent(delta.get("peak"))),
+        cell_html(row["peak"], _peaks(row), _percent(delta.get("peak"))),
         cell_html(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
         cell_html(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"]), _percent(delta.get("mfu"))),
         cell_html(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
@@ -121,6 +121,12 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
         cell.replace("<td", f'<td data-label="{safe(head)}"', 1) for cell, head in zip(cells, heads, strict=True)
     )
     return f"<tr>{_method_head(data, row)}{''.join(labelled)}</tr>"
+
+
+def _peaks(row: Mapping[str, Any]) -> str:
+    """The peak of the search, to the highest of the confirmation runs."""
+    low, high = figure(row["peak"], ".2f"), figure(row["peak_high"], ".2f")
+    return low if high in (low, UNKNOWN) or row["peak_high"] < (row["peak"] or 0) else f"{low} to {high}"
 
 
 def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
