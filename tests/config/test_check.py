@@ -66,6 +66,17 @@ SINGLE = [
     ("method=lora,qlora", "Add --multirun"),
     ("method.target_modules=q_proj,v_proj", "a list: 'method.target_modules=[q_proj,v_proj]'"),
     ("hydra.nothing=1", "hydra.nothing"),
+    # Mappings whose keys are free.
+    ("++space.parameters.optim.lr={}", "'space.parameters={optim.lr: [<a>, <b>]}', or sweep it by itself: 'optim.lr"),
+    ("space.parameters.method.rank={choice: [4,8]}", "so this would be rank inside of method, not method.rank"),
+    ("space.parameters={optim.lr: [1e-4,1e-3]}", "Add --multirun"),
+    ("++space.parameters={optim.lr: {}}", "Add --multirun"),
+    ("study.constraints.eval.loss=3", "not eval.loss. Write 'study.constraints={eval.loss: 3}'"),
+    (
+        "study.constraints={tokens_per_s: abc}",
+        "study.constraints.tokens_per_s=abc (in study.constraints={tokens_per_s: ",
+    ),
+    ("study.constraints={peak_memory_gib: 8, tokens_per_s: {}}", "study.constraints.tokens_per_s={} (in study.constr"),
 ]
 
 
@@ -412,6 +423,25 @@ def space(parameters: str) -> list[str]:
 )
 def test_every_parameter_of_a_space_is_checked(parameters: str, says: str) -> None:
     problems = check(space(parameters), multirun=True)
+    assert len(problems) == 1 and says in problems[0]
+
+
+@pytest.mark.parametrize("chosen", [[], ["space=method_tradeoff", "study.trials=3"]], ids=["alone", "in a space"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("++space.parameters.optim.lr={}", "++space.parameters.optim.lr={}: here a dot begins a level"),
+        ("++space.parameters.method.rank={choice:[4,8]}", "Write 'space.parameters={method.rank: [<a>, <b>]}'"),
+        ("++space.parameters.seed={}", "seed: {} is no list of values and no range"),
+        (
+            "++space.parameters.seed=${nothing}",
+            "space.parameters.seed: cannot be resolved: Interpolation key 'nothing'",
+        ),
+        ("++space.parameters={seed: ${nothing}}", "Write the values out"),
+    ],
+)
+def test_no_shape_of_a_space_ends_in_a_traceback(chosen: list[str], override: str, says: str) -> None:
+    problems = check([*chosen, override], multirun=True)
     assert len(problems) == 1 and says in problems[0]
 
 

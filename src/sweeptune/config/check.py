@@ -33,7 +33,7 @@ from sweeptune.config.compose import compose_once, from_plain, groups, to_config
 from sweeptune.config.domains import Value, all_values, corner_values, key_of
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra
-from sweeptune.config.read_space import fixed_overrides, read_space
+from sweeptune.config.read_space import fixed_overrides, plain_space, read_space
 from sweeptune.config.rules import validate
 from sweeptune.config.schema import METHOD_SCHEMAS, Config
 from sweeptune.config.space import EVERY, Parameter, Point, Space, as_override
@@ -92,7 +92,9 @@ def _inspect(argv: Sequence[str], *, multirun: bool) -> tuple[list[Seen], list[S
             swept = override.is_sweep_override()
             result[at] = Seen((words.never_swept(override),), ()) if swept else Seen((), (override,), _text(override))
         elif override.key_or_group.startswith("space."):
-            result[at] = check_key(override, World(compose_once(()), ("lora",), multirun))
+            seen = check_key(override, World(compose_once(()), ("lora",), multirun))
+            ignored = not multirun and not seen.problems
+            result[at] = Seen((words.space_needs_multirun(override),), ()) if ignored else seen
     cfg, unfit = _reference([seen.values[0] for seen in result.values() if seen.values])
     if unfit:
         result |= {at: Seen((), ()) for at, override in overrides.items() if is_hydra(override)}
@@ -146,8 +148,12 @@ def _of_experiment(cfg: DictConfig, typed: set[str]) -> Iterator[_Extra]:
 
 def _of_space(cfg: DictConfig, typed: set[str]) -> Iterator[_Extra]:
     """What the space sweeps; what cannot be read of it is reported with its conditions."""
-    plain = OmegaConf.to_container(cfg.space.parameters, resolve=True)
-    for key, parameter in read_parameters(plain)[0].items() if isinstance(plain, dict) else ():
+    try:
+        parameters = read_parameters(plain_space(cfg))[0]
+    except ConfigError as error:
+        yield "", Seen(tuple(error.problems), ()), ()
+        return
+    for key, parameter in parameters.items():
         for method, domain in parameter.domains.items():
             named = _named_methods(parameter) if method == EVERY else (method,)
             if key not in typed:

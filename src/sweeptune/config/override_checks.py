@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
@@ -129,6 +129,9 @@ def _key_problem(override: Override, world: World) -> str | None:
     section, _, field = key.partition(".")
     if key.startswith("model.architecture."):
         return _architecture_problem(override, world)
+    for mapping in FREE_KEYS:
+        if key.startswith(mapping) and "." in key.removeprefix(mapping) and not override.is_delete():
+            return words.nested_key(override, mapping.removesuffix("."))
     known = {method: field_type(key, method) for method in METHOD_SCHEMAS}
     if section in sections() and not field:
         return words.whole_section(override)
@@ -166,6 +169,11 @@ def _value_problem(value: Override, typed: Override, world: World) -> str | None
     # Free keys have no type, and what an interpolation gives is known only once everything is composed.
     if annotation is None or (isinstance(content, str) and "${" in content) or fits(annotation, content):
         return None
+    if get_origin(annotation) is dict and isinstance(content, dict):
+        of_each = get_args(annotation)[1]
+        wrong = next((key for key, item in content.items() if not fits(of_each, item)), None)
+        if wrong is not None:
+            return words.wrong_item(typed, str(wrong), content[wrong], of_each)
     if typed.value_type == ValueType.INTERVAL_SWEEP and takes(bare(annotation), int):
         return words.whole_interval(typed)
     return words.wrong_value(value, typed, annotation, OmegaConf.select(world.cfg, value.key_or_group))

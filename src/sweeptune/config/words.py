@@ -83,8 +83,28 @@ def never_swept(override: Override) -> str:
 
 
 def space_needs_multirun(override: Override) -> str:
-    """A search space for a single run."""
+    """A search space, or a part of one, for a single run."""
     return f"{override.input_line}: a space is searched by several runs. Add --multirun to make them, or leave it out"
+
+
+def nested_key(override: Override, mapping: str) -> str:
+    """A dotted name behind ``space.parameters.`` or ``study.constraints.``: Hydra takes each dot for a level deeper."""
+    name, value = override.key_or_group.removeprefix(f"{mapping}."), _raw_value(override)
+    typed = "" if mapping == "study.constraints" else f", or sweep it by itself: '{name}=<a>,<b>'"
+    example = value if mapping == "study.constraints" else "[<a>, <b>]"
+    return (
+        f"{override.input_line}: here a dot begins a level, so this would be {name.partition('.')[2]} inside of "
+        f"{name.partition('.')[0]}, not {name}. Write '{mapping}={{{name}: {example}}}'{typed}"
+    )
+
+
+def wrong_item(override: Override, key: str, item: Any, annotation: Any) -> str:
+    """A value of the wrong type inside of a mapping with free keys."""
+    name = override.key_or_group
+    return (
+        f"{name}.{key}={item} (in {override.input_line}): must be {describe(annotation)}. "
+        f"For example '{name}={{{key}: 8}}', or leave {key} out"
+    )
 
 
 def whole_interval(override: Override) -> str:
