@@ -489,6 +489,35 @@ def test_searches_that_are_let_through(overrides: list[str]) -> None:
     assert check(overrides, multirun=True) == []
 
 
+@pytest.mark.parametrize("multirun", [True, False], ids=["multirun", "one run"])
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("hydra.sweeper.n_trials=30", "Write study.trials=30"),
+        ("+hydra.sweeper.n_trials=30", "Write study.trials=30"),
+        ("hydra.sweeper.n_jobs=4", "Write hardware.gpus=4"),
+        ("hydra.sweeper.storage=sqlite:///a.db", "Write study.storage=sqlite:///a.db"),
+        ("hydra.sweeper.direction=maximize", "Write study.objectives=[eval_loss]"),
+        ("hydra.sweeper.sampler.seed=3", "Write seed=3"),
+        ("hydra.sweeper.sampler.n_startup_trials=3", "Write study.sampler=tpe (or nsga2"),
+        ("hydra/sweeper/sampler=nsgaii", "Write study.sampler=nsga2"),
+        ("hydra/sweeper=optuna", "Write study.trials=<n> and study.sampler=tpe"),
+        ("hydra/sweeper=basic", "no other sweeper of Hydra's can run"),
+        ("++hydra.sweeper={}", "conf/study/default.yaml"),
+        ("+hydra.sweeper.params.optim.lr=interval(1e-5,1e-3)", "Write 'optim.lr=interval(1e-5,1e-3)'"),
+        ("hydra/launcher=joblib", "no other launcher of Hydra's can run. Write hardware.gpus=<n>"),
+        ("hydra.launcher.n_jobs=2", "study.trials_per_gpu"),
+    ],
+)
+def test_settings_of_hydras_own_sweepers_have_other_names_here(override: str, fix: str, multirun: bool) -> None:
+    problems = check([override], multirun=multirun)
+    assert len(problems) == 1 and problems[0].startswith(f"{override}: ") and fix in problems[0]
+
+
+def test_our_sweeper_may_be_named() -> None:
+    assert check(["hydra/sweeper=study", "hydra/launcher=basic", "seed=0,1"], multirun=True) == []
+
+
 def test_constraints_are_given_like_any_setting() -> None:
     for text in ("study.constraints={peak_memory_gib: 8}", "study.constraints.peak_memory_gib=8"):
         assert compose([text]).study.constraints == {"peak_memory_gib": 8.0}

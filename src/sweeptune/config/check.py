@@ -32,7 +32,7 @@ from sweeptune.config import words
 from sweeptune.config.compose import compose_once, from_plain, groups, to_config, without_hydra
 from sweeptune.config.domains import Value, all_values, corner_values, key_of
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra
+from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra, is_stock_sweeper
 from sweeptune.config.read_space import fixed_overrides, plain_space, read_space
 from sweeptune.config.rules import validate
 from sweeptune.config.schema import METHOD_SCHEMAS, Config
@@ -88,6 +88,8 @@ def _inspect(argv: Sequence[str], *, multirun: bool) -> tuple[list[Seen], list[S
         if override.key_or_group in groups():
             repeated = override.key_or_group in [other.key_or_group for b, other in overrides.items() if b < at]
             result[at] = check_group(override, multirun=multirun, repeated=repeated)
+        elif is_stock_sweeper(override):
+            result[at] = Seen((words.stock_sweeper(override),), ())
         elif is_hydra(override):
             swept = override.is_sweep_override()
             result[at] = Seen((words.never_swept(override),), ()) if swept else Seen((), (override,), _text(override))

@@ -22,6 +22,8 @@ from sweeptune.config.sweeps import parse, sweep_domain
 
 NEVER_SWEPT = ("experiment", "resume", "space", "study")
 """What belongs to the study as a whole; an experiment may bring a space and settings of the study."""
+OURS = (("hydra/sweeper", "study"), ("hydra/launcher", "basic"))
+"""What conf/train.yaml chooses of Hydra's sweepers and launchers."""
 FREE_KEYS = ("study.constraints.", "space.parameters.")
 
 
@@ -57,6 +59,13 @@ class World:
 def is_hydra(override: Override) -> bool:
     """Whether it is one of Hydra's own settings."""
     return bool(override.is_hydra_override())
+
+
+def is_stock_sweeper(override: Override) -> bool:
+    """Whether it chooses or sets up another sweeper or launcher of Hydra's: ``hydra.sweeper.n_trials=30``."""
+    key = override.key_or_group.replace("/", ".")
+    of_them = any(key == part or key.startswith(f"{part}.") for part in ("hydra.sweeper", "hydra.launcher"))
+    return of_them and (override.key_or_group, override.value()) not in OURS
 
 
 def single_values(override: Override) -> list[Override]:

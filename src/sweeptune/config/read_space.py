@@ -142,7 +142,8 @@ def plain_space(cfg: DictConfig) -> Mapping[str, object]:
     except OmegaConfBaseException as error:
         why = str(error.msg).splitlines()[0]
         raise ConfigError(
-            f"{error.full_key}: cannot be resolved: {why}. Write the values out: 'space.parameters={{<setting>: [a, b]}}'"
+            f"{error.full_key}: cannot be resolved: {why}. "
+            "Write the values out: 'space.parameters={<setting>: [a, b]}'"
         ) from error
     if not isinstance(plain, dict):
         raise ConfigError(f"space.parameters={plain}: must be a mapping from settings to their values")

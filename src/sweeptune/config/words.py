@@ -82,6 +82,39 @@ def never_swept(override: Override) -> str:
     return f"{override.input_line}: {key} cannot be swept, because {what}. Give one value: {key}=<value>"
 
 
+_STOCK = {
+    "hydra.sweeper.n_trials": "study.trials={}",
+    "hydra.sweeper.n_jobs": "hardware.gpus={} (or the same command again, beside it)",
+    "hydra.sweeper.study_name": "study.name={}",
+    "hydra.sweeper.storage": "study.storage={}",
+    "hydra.sweeper.direction": "study.objectives=[eval_loss]; which way is better is known of every figure",
+    "hydra.sweeper.max_failure_rate": "study.max_failures=<n>",
+    "hydra.sweeper.max_batch_size": "hardware.gpus=<n>, how many runs there are at once",
+    "hydra.sweeper.sampler.seed": "seed={}",
+    "hydra.sweeper.sampler": "study.sampler=tpe (or nsga2, random, grid)",
+    "hydra.sweeper.search_space": "'<setting>=interval(<low>,<high>)', or space=<file of conf/space>",
+    "hydra.launcher": "hardware.gpus=<n>, how many runs there are at once, and study.trials_per_gpu",
+    "hydra.sweeper": "study.trials=<n> and study.sampler=tpe; all settings are in conf/study/default.yaml",
+}
+"""What the settings of Hydra's own sweepers and launchers are called here; of several the first that begins the key."""
+
+
+def stock_sweeper(override: Override) -> str:
+    """A setting of another sweeper or launcher of Hydra's than the study's."""
+    key, value = override.key_or_group, _value(override)
+    group = "/" in key
+    params = key.partition("hydra.sweeper.params.")[2]
+    found = next(word for word in _STOCK if key.replace("/", ".").startswith(word))
+    fix = f"'{params}={value}'" if params else _STOCK[found].format(value)
+    if found == "hydra.sweeper.sampler" and group and value in ("tpe", "nsga2", "nsgaii", "random", "grid"):
+        fix = f"study.sampler={'nsga2' if value == 'nsgaii' else value}"
+    what = "launcher" if key.startswith("hydra.launcher") or key == "hydra/launcher" else "sweeper"
+    return (
+        f"{override.input_line}: --multirun is a study of sweeptune's own, which no other {what} of Hydra's can run. "
+        f"Write {fix}"
+    )
+
+
 def space_needs_multirun(override: Override) -> str:
     """A search space, or a part of one, for a single run."""
     return f"{override.input_line}: a space is searched by several runs. Add --multirun to make them, or leave it out"
