@@ -426,7 +426,7 @@ def test_every_parameter_of_a_space_is_checked(parameters: str, says: str) -> No
     assert len(problems) == 1 and says in problems[0]
 
 
-@pytest.mark.parametrize("chosen", [[], ["space=method_tradeoff", "study.trials=3"]], ids=["alone", "in a space"])
+@pytest.mark.parametrize("chosen", [[], ["space=method_tradeoff", "study.trials=30"]], ids=["alone", "in a space"])
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -456,6 +456,10 @@ SEARCHES = [
     (["optim.lr=interval(1e-4,1e-3)", "study.sampler=grid"], "study.sampler=grid: an interval has no end of values"),
     (["seed=0,1", "study.trials=2"], "seed is swept with study.sampler=tpe"),
     (["seed=0,1", "study.sampler=random", "study.trials=2"], "study.replicates=3"),
+    (
+        ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "study.trials=2", "study.baselines=true"],
+        "study.trials=2 with study.baselines=true: each of the 3 methods",
+    ),
     (["study.objectives=[eval_los]"], "no record has eval_los. Did you mean eval_loss?"),
     (["study.objectives=[loss]"], "Did you mean eval.loss?"),
     (["study.objectives=[eval.tokens_per_s]"], "Did you mean tokens_per_s?"),
@@ -482,6 +486,8 @@ def test_what_no_search_can_do(overrides: list[str], says: str) -> None:
         ["seed=0,1,2"],
         ["method=full,lora", "seed=0,1,2", "study.sampler=grid", "study.trials=4"],
         ["optim.lr=tag(log,interval(1e-5,1e-3))", "study.trials=4", "study.sampler=nsga2"],
+        ["method=full,lora", "optim.lr=1e-4,1e-3", "study.trials=2", "study.baselines=true"],
+        ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "study.trials=2"],
     ],
     ids=" ".join,
 )

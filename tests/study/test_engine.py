@@ -161,6 +161,12 @@ def test_probes_measure_each_cost_class_once_and_limits_drop_before_training(tmp
     assert all(line["status"] == "completed" for line in found if line["method"] != "full")
 
 
+def test_a_study_that_cannot_prune_says_so_before_it_begins(tmp_path: Path) -> None:
+    done = run(tmp_path, "method=lora", "optim.lr=1e-4,1e-3", "study.prune=true", "study.name=s")
+    assert done.returncode == 0 and done.stderr.count("nothing can be pruned") == 1
+    assert done.stderr.index("nothing can be pruned") < done.stderr.index("trial 0")
+
+
 def test_replicates_are_a_mean_over_seeds(tmp_path: Path) -> None:
     done = run(tmp_path, "method=lora,full", "study.replicates=3", "study.name=s", plan={"sd": 0.1})
     study = tmp_path / "multirun" / "s"

@@ -14,7 +14,7 @@ from typing import Any
 from sweeptune.config.compose import compose, conf_from
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
-from sweeptune.config.study_rules import chosen_sampler, search_problems
+from sweeptune.config.study_rules import chosen_sampler, pruning_trouble, search_problems
 from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.space import Space, fixed_overrides, read_space
@@ -126,6 +126,8 @@ def _work(store: Store, identity: Identity) -> Ended:
     log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
     if base.tracker.name == "wandb" and not goes_online("wandb"):
         log.warning("%s", offline_words(store.folder))
+    if trouble := pruning_trouble(identity.space, settings):
+        log.warning("%s", trouble)
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
