@@ -33,7 +33,7 @@ from sweeptune.config.compose import compose_once, from_plain, groups, to_config
 from sweeptune.config.domains import Value, all_values, corner_values, key_of
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra, is_stock_sweeper
-from sweeptune.config.read_space import fixed_overrides, plain_space, read_space
+from sweeptune.config.read_space import fixed_overrides, plain_space, read_space, sort_command, space_parameters
 from sweeptune.config.rules import validate
 from sweeptune.config.schema import METHOD_SCHEMAS, Config
 from sweeptune.config.space import EVERY, Parameter, Point, Space, as_override
@@ -41,7 +41,7 @@ from sweeptune.config.space_yaml import read_parameters
 from sweeptune.config.study_rules import search_problems
 from sweeptune.config.sweeps import parse, sweep_text
 
-__all__ = ["check", "check_overrides", "groups", "validate"]
+__all__ = ["check", "check_overrides", "groups", "ignored_by_one_run", "validate"]
 
 MAX_POINTS = 200
 
@@ -76,6 +76,24 @@ def check_overrides(argv: Sequence[str], *, multirun: bool) -> list[str]:
     """
     seen, of_the_space = _inspect(argv, multirun=multirun)
     return list(dict.fromkeys(problem for item in seen + of_the_space for problem in item.problems))
+
+
+def ignored_by_one_run(argv: Sequence[str]) -> str | None:
+    """What a command without ``--multirun`` asks for in vain: settings of a study, and the sweep of an experiment.
+
+    Args:
+        argv: The overrides only, checked before.
+
+    Example:
+        >>> ignored_by_one_run(["method=lora", "study.trials=30"])
+        'study.trials=30: without --multirun (-m) this is one run, of which a setting of a study changes nothing. ...'
+    """
+    overrides = {item.key_or_group: item for item in map(parse, argv)}
+    vain = [_text(item) for key, item in overrides.items() if key == "study" or key.startswith("study.")]
+    if "experiment" in overrides:
+        brought = sort_command([_text(overrides["experiment"])])
+        vain += [_text(overrides["experiment"])] if brought.swept or space_parameters(brought) else []
+    return words.needs_a_study(vain, argv) if vain else None
 
 
 def _inspect(argv: Sequence[str], *, multirun: bool) -> tuple[list[Seen], list[Seen]]:

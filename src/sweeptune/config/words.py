@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,15 @@ def wrong_item(override: Override, key: str, item: Any, annotation: Any) -> str:
     return (
         f"{name}.{key}={item} (in {override.input_line}): must be {describe(annotation)}. "
         f"For example '{name}={{{key}: 8}}', or leave {key} out"
+    )
+
+
+def needs_a_study(vain: Sequence[str], argv: Sequence[str]) -> str:
+    """Settings of a study beside a command that makes one run."""
+    these = "a setting of a study changes" if len(vain) == 1 else "settings of a study change"
+    return (
+        f"{', '.join(vain)}: without --multirun (-m) this is one run, of which {these} nothing. "
+        f"Add -m for a study: {shlex.join(['python', 'train.py', '-m', *argv])}"
     )
 
 
