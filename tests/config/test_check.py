@@ -66,6 +66,17 @@ SINGLE = [
     ("method=lora,qlora", "Add --multirun"),
     ("method.target_modules=q_proj,v_proj", "a list: 'method.target_modules=[q_proj,v_proj]'"),
     ("hydra.nothing=1", "hydra.nothing"),
+    # Mappings whose keys are free.
+    ("++space.parameters.optim.lr={}", "'space.parameters={optim.lr: [<a>, <b>]}', or sweep it by itself: 'optim.lr"),
+    ("space.parameters.method.rank={choice: [4,8]}", "so this would be rank inside of method, not method.rank"),
+    ("space.parameters={optim.lr: [1e-4,1e-3]}", "Add --multirun"),
+    ("++space.parameters={optim.lr: {}}", "Add --multirun"),
+    ("study.constraints.eval.loss=3", "not eval.loss. Write 'study.constraints={eval.loss: 3}'"),
+    (
+        "study.constraints={tokens_per_s: abc}",
+        "study.constraints.tokens_per_s=abc (in study.constraints={tokens_per_s: ",
+    ),
+    ("study.constraints={peak_memory_gib: 8, tokens_per_s: {}}", "study.constraints.tokens_per_s={} (in study.constr"),
 ]
 
 
@@ -415,6 +426,25 @@ def test_every_parameter_of_a_space_is_checked(parameters: str, says: str) -> No
     assert len(problems) == 1 and says in problems[0]
 
 
+@pytest.mark.parametrize("chosen", [[], ["space=method_tradeoff", "study.trials=30"]], ids=["alone", "in a space"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("++space.parameters.optim.lr={}", "++space.parameters.optim.lr={}: here a dot begins a level"),
+        ("++space.parameters.method.rank={choice:[4,8]}", "Write 'space.parameters={method.rank: [<a>, <b>]}'"),
+        ("++space.parameters.seed={}", "seed: {} is no list of values and no range"),
+        (
+            "++space.parameters.seed=${nothing}",
+            "space.parameters.seed: cannot be resolved: Interpolation key 'nothing'",
+        ),
+        ("++space.parameters={seed: ${nothing}}", "Write the values out"),
+    ],
+)
+def test_no_shape_of_a_space_ends_in_a_traceback(chosen: list[str], override: str, says: str) -> None:
+    problems = check([*chosen, override], multirun=True)
+    assert len(problems) == 1 and says in problems[0]
+
+
 def test_mistakes_of_a_space_and_of_the_command_come_together() -> None:
     problems = check([*space("{method.rnak:[4],optim.lr:{lora:[fast]}}"), "train.epochs=soon"], multirun=True)
     assert [problem.split(":")[0] for problem in problems] == ["train.epochs=soon", "space=none", "space=none"]
@@ -426,6 +456,10 @@ SEARCHES = [
     (["optim.lr=interval(1e-4,1e-3)", "study.sampler=grid"], "study.sampler=grid: an interval has no end of values"),
     (["seed=0,1", "study.trials=2"], "seed is swept with study.sampler=tpe"),
     (["seed=0,1", "study.sampler=random", "study.trials=2"], "study.replicates=3"),
+    (
+        ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "study.trials=2", "study.baselines=true"],
+        "study.trials=2 with study.baselines=true: each of the 3 methods",
+    ),
     (["study.objectives=[eval_los]"], "no record has eval_los. Did you mean eval_loss?"),
     (["study.objectives=[loss]"], "Did you mean eval.loss?"),
     (["study.objectives=[eval.tokens_per_s]"], "Did you mean tokens_per_s?"),
@@ -452,11 +486,42 @@ def test_what_no_search_can_do(overrides: list[str], says: str) -> None:
         ["seed=0,1,2"],
         ["method=full,lora", "seed=0,1,2", "study.sampler=grid", "study.trials=4"],
         ["optim.lr=tag(log,interval(1e-5,1e-3))", "study.trials=4", "study.sampler=nsga2"],
+        ["method=full,lora", "optim.lr=1e-4,1e-3", "study.trials=2", "study.baselines=true"],
+        ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "study.trials=2"],
     ],
     ids=" ".join,
 )
 def test_searches_that_are_let_through(overrides: list[str]) -> None:
     assert check(overrides, multirun=True) == []
+
+
+@pytest.mark.parametrize("multirun", [True, False], ids=["multirun", "one run"])
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("hydra.sweeper.n_trials=30", "Write study.trials=30"),
+        ("+hydra.sweeper.n_trials=30", "Write study.trials=30"),
+        ("hydra.sweeper.n_jobs=4", "Write hardware.gpus=4"),
+        ("hydra.sweeper.storage=sqlite:///a.db", "Write study.storage=sqlite:///a.db"),
+        ("hydra.sweeper.direction=maximize", "Write study.objectives=[eval_loss]"),
+        ("hydra.sweeper.sampler.seed=3", "Write seed=3"),
+        ("hydra.sweeper.sampler.n_startup_trials=3", "Write study.sampler=tpe (or nsga2"),
+        ("hydra/sweeper/sampler=nsgaii", "Write study.sampler=nsga2"),
+        ("hydra/sweeper=optuna", "Write study.trials=<n> and study.sampler=tpe"),
+        ("hydra/sweeper=basic", "no other sweeper of Hydra's can run"),
+        ("++hydra.sweeper={}", "conf/study/default.yaml"),
+        ("+hydra.sweeper.params.optim.lr=interval(1e-5,1e-3)", "Write 'optim.lr=interval(1e-5,1e-3)'"),
+        ("hydra/launcher=joblib", "no other launcher of Hydra's can run. Write hardware.gpus=<n>"),
+        ("hydra.launcher.n_jobs=2", "study.trials_per_gpu"),
+    ],
+)
+def test_settings_of_hydras_own_sweepers_have_other_names_here(override: str, fix: str, multirun: bool) -> None:
+    problems = check([override], multirun=multirun)
+    assert len(problems) == 1 and problems[0].startswith(f"{override}: ") and fix in problems[0]
+
+
+def test_our_sweeper_may_be_named() -> None:
+    assert check(["hydra/sweeper=study", "hydra/launcher=basic", "seed=0,1"], multirun=True) == []
 
 
 def test_constraints_are_given_like_any_setting() -> None:

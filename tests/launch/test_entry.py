@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from sweeptune.config.compose import load
+from sweeptune.launch import entry
 from sweeptune.launch.entry import main, study_overrides
 from sweeptune.tracking.record import read_record
 
@@ -64,6 +65,33 @@ def test_a_wrong_override_is_refused_with_its_fix_and_status_2(overrides, words,
     for word in words:
         assert word in shown
     assert list(tmp_path.iterdir()) == [], "nothing was started"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["study.trials=30", "study.prune=true"], "study.trials=30, study.prune=true: without --multirun"),
+        (["study.name=mine"], "study.name=mine: without --multirun (-m) this is one run"),
+        (["study=default"], "study=default: without"),
+        (["experiment=demo"], "experiment=demo: without"),
+        (["method=lora", "hydra.verbose=false"], None),
+    ],
+    ids=str,
+)
+def test_settings_of_a_study_without_multirun_are_said_to_change_nothing(
+    overrides: list[str], named: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(entry, "compose_and_run", ran.append)
+    assert main(overrides) == 0 and len(ran) == 1
+    said = capsys.readouterr().err
+    if named is None:
+        assert said == ""
+    else:
+        assert said.count("without --multirun (-m)") == 1 and named in said
+        assert f"Add -m for a study: python train.py -m {' '.join(overrides)}" in said
+    assert main(["-m", *overrides]) == 0
+    assert "without --multirun" not in capsys.readouterr().err
 
 
 def test_several_wrong_overrides_are_all_listed(tmp_path):

@@ -42,6 +42,44 @@ def test_a_grid_merges_points_and_leaves_a_folder_each(tmp_path: Path) -> None:
     assert kept == sorted(number for _, number in best.values()), "only each method's best keeps its weights"
 
 
+BASED = ["method=full,lora", "optim.lr=5e-5,1e-3", "method.rank=4,16", "study.baselines=true", "study.name=s"]
+"""full recommends 5e-5, lora 1e-3 and rank 16: two of the six points are baselines."""
+
+
+def test_a_point_of_a_grid_that_is_a_baseline_runs_once(tmp_path: Path) -> None:
+    study = tmp_path / "multirun" / "s"
+    part = run(tmp_path, *BASED, "study.trials=3", "study.sampler=grid")
+    assert part.returncode == 0 and len(lines(study)) == 3
+    done = run(tmp_path, *BASED, "study.sampler=grid")
+    assert done.returncode == 0 and "study s: 6 trials" in done.stderr
+    assert "2 of the grid's points are recommended settings" in done.stderr
+    found = lines(study)
+    assert [line["number"] for line in found] == list(range(6)) == sorted(int(p.name) for p in study.glob("[0-9]*"))
+    assert [line["kind"] for line in found] == ["baseline"] * 2 + ["trial"] * 4
+    assert [line["params"] for line in found[:2]] == [
+        {"method": "full", "optim.lr": 5e-5},
+        {"method": "lora", "optim.lr": 1e-3, "method.rank": 16},
+    ]
+    assert len({json.dumps(line["params"], sort_keys=True) for line in found}) == 6, "every point of the grid once"
+    before = results(study)
+    again = run(tmp_path, *BASED, "study.sampler=grid")
+    assert again.returncode == 0 and results(study) == before
+
+
+def test_a_grid_that_began_without_merging_keeps_its_numbers(tmp_path: Path) -> None:
+    study = tmp_path / "multirun" / "s"
+    assert run(tmp_path, *BASED, "study.trials=2", "study.sampler=grid").returncode == 0
+    header = json.loads((study / "study.json").read_text())
+    del header["merged"]
+    (study / "study.json").write_text(json.dumps(header))
+    done = run(tmp_path, *BASED, "study.sampler=grid")
+    assert done.returncode == 0 and "study s: 8 trials" in done.stderr
+    assert [line["params"] for line in lines(study)[2:4]] == [
+        {"method": "full", "optim.lr": 5e-5},
+        {"method": "full", "optim.lr": 1e-3},
+    ]
+
+
 def test_the_same_command_again_keeps_everything_and_another_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, *TPE).returncode == 0
     study = tmp_path / "multirun" / "s"
@@ -159,6 +197,12 @@ def test_probes_measure_each_cost_class_once_and_limits_drop_before_training(tmp
     assert [line["status"] for line in full] == ["pruned"] * 2 and "study.constraints" in full[0]["reason"]
     assert full[0]["tokens"] == 0 and full[0]["constraints"]["peak_memory_gib"] > 0
     assert all(line["status"] == "completed" for line in found if line["method"] != "full")
+
+
+def test_a_study_that_cannot_prune_says_so_before_it_begins(tmp_path: Path) -> None:
+    done = run(tmp_path, "method=lora", "optim.lr=1e-4,1e-3", "study.prune=true", "study.name=s")
+    assert done.returncode == 0 and done.stderr.count("nothing can be pruned") == 1
+    assert done.stderr.index("nothing can be pruned") < done.stderr.index("trial 0")
 
 
 def test_replicates_are_a_mean_over_seeds(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from sweeptune.config.compose import compose
+from sweeptune.config.read_space import read_space
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.study_rules import pruning_trouble
 from sweeptune.study.rungs import Curve, loss_at, prune, spread
 
 ON = StudyConfig(prune=True)
@@ -97,3 +100,24 @@ def test_spread_is_pooled_over_configurations_inside_the_method() -> None:
     assert spread(curves, "dora", "cosine", 1000) == pytest.approx((8.10 / 4) ** 0.5)
     assert spread(curves, "lora", "linear", 1000) is None
     assert spread(curves, "lora", "cosine", 1100) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optim.lr=1e-4,1e-3"], "With study.replicates=1 every trial has one seed"),
+        (["optim.lr=1e-4,1e-3"], "Set study.baselines=true or study.replicates=2"),
+        (["seed=0,1", "study.replicates=3"], "Every trial of a grid over the seed has one seed"),
+        (["optim.lr=1e-4,1e-3", "study.prune=false"], None),
+        (["optim.lr=1e-4,1e-3", "study.baselines=true"], None),
+        (["optim.lr=1e-4,1e-3", "study.replicates=2"], None),
+        (["seed=0,1", "study.baselines=true"], None),
+        (["seed=choice(3)", "study.baselines=true"], "Do not sweep the seed"),
+    ],
+)
+def test_where_nothing_has_several_seeds_pruning_is_said_to_be_impossible(
+    overrides: list[str], says: str | None
+) -> None:
+    settings = compose([text for text in ["study.prune=true", *overrides] if text.startswith("study.")]).study
+    trouble = pruning_trouble(read_space(overrides), settings)
+    assert trouble is None if says is None else trouble is not None and says in trouble

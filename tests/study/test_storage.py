@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
+from sweeptune.config.schema import StudyConfig
+from sweeptune.study.database import claim, open_database, owner_of
+from sweeptune.study.store import Store
 from tests.study.fakes import begin, lines, results, run, wait_for, workers
 
 SEARCH = ["method=lora", "optim.lr=tag(log,interval(1e-5,1e-2))", "method.rank=4,16", "study.name=s"]
@@ -56,6 +61,76 @@ sys.exit(sum(map(bool, ended)))
 def test_a_database_is_made_by_one_of_those_that_open_it_at_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", OPEN], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+DIFFERENT = """
+import os, sys, time
+from pathlib import Path
+import alembic.command, sqlalchemy
+from sweeptune.config.schema import StudyConfig
+from sweeptune.study.store import Store
+ended = []
+for turn in range(5):
+    at = time.monotonic() + 0.1
+    for name in "abc":
+        if os.fork() == 0:
+            settings = StudyConfig(name=name, storage=f"sqlite:///{turn}.db")
+            time.sleep(at - time.monotonic())
+            Store(Path(name)).check_storage(settings)
+            Store(Path(name)).optuna(settings).ask()
+            os._exit(0)
+    ended += [os.wait()[1] for _ in range(3)]
+sys.exit(sum(map(bool, ended)))
+"""
+
+
+def test_different_studies_that_begin_at_once_make_one_database(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DIFFERENT], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_in_a_database_belongs_to_one_folder(tmp_path: Path) -> None:
+    """The second folder's study is refused, nothing is written for it, and the first one goes on."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    grid = ["method=full,lora", f"study.storage=sqlite:///{tmp_path}/both.db", "study.name=s"]
+    assert run(first, *grid).returncode == 0
+    refused = run(second, *grid)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    for words in (f"its study s belongs to the folder {first}/multirun/s", f"not to {second}", "study.name=s-2"):
+        assert words in refused.stderr
+    assert not (second / "multirun" / "s" / "study.json").exists()
+    assert run(second, *[o.replace("study.name=s", "study.name=s-2") for o in grid]).returncode == 0
+    before = results(first / "multirun" / "s")
+    (first / "multirun").rename(first / "moved")
+    again = run(first, *grid, "hydra.sweep.dir=moved/s")
+    assert again.returncode == 0 and results(first / "moved" / "s") == before, "a folder that was moved keeps its study"
+
+
+def test_of_two_folders_that_claim_a_name_at_once_one_gets_it(tmp_path: Path) -> None:
+    storage = open_database(f"sqlite:///{tmp_path}/study.db")
+    assert claim(storage, "s", ["minimize"], {"id": "1", "folder": "a"})["id"] == "1"
+    assert claim(storage, "s", ["minimize"], {"id": "2", "folder": "b"}) == {"id": "1", "folder": "a"}
+    assert claim(storage, "s", ["minimize"], {"id": "1", "folder": "c"})["id"] == "1"
+
+
+def test_what_a_dead_process_left_unmarked_is_claimed_and_an_older_study_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeptune.study.database.CLAIM_S", 0.1)
+    storage = open_database(f"sqlite:///{tmp_path}/study.db")
+    optuna.create_study(storage=storage, study_name="s", directions=["minimize"])
+    settings = StudyConfig(storage=f"sqlite:///{tmp_path}/study.db", objectives=["eval_loss"])
+    folder = tmp_path / "s"
+    folder.mkdir()
+    known = {"schema": 1, "name": "s"}
+    (folder / "study.json").write_text(json.dumps(known))
+    Store(folder).optuna(settings)
+    assert owner_of(storage, "s") is None
+    (folder / "study.json").write_text(json.dumps({**known, "id": "1"}))
+    Store(folder).optuna(settings)
+    assert owner_of(storage, "s") == {"id": "1", "folder": str(folder)}
 
 
 def test_commands_that_begin_at_once_share_a_database(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from sweeptune.config import words
 from sweeptune.config.compose import compose_once, from_plain, groups, to_config, without_hydra
 from sweeptune.config.domains import Value, all_values, corner_values, key_of
 from sweeptune.config.errors import ConfigError
-from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra
-from sweeptune.config.read_space import fixed_overrides, read_space
+from sweeptune.config.override_checks import Seen, World, check_group, check_key, is_hydra, is_stock_sweeper
+from sweeptune.config.read_space import fixed_overrides, plain_space, read_space, sort_command, space_parameters
 from sweeptune.config.rules import validate
 from sweeptune.config.schema import METHOD_SCHEMAS, Config
 from sweeptune.config.space import EVERY, Parameter, Point, Space, as_override
@@ -41,7 +41,7 @@ from sweeptune.config.space_yaml import read_parameters
 from sweeptune.config.study_rules import search_problems
 from sweeptune.config.sweeps import parse, sweep_text
 
-__all__ = ["check", "check_overrides", "groups", "validate"]
+__all__ = ["check", "check_overrides", "groups", "ignored_by_one_run", "validate"]
 
 MAX_POINTS = 200
 
@@ -78,6 +78,24 @@ def check_overrides(argv: Sequence[str], *, multirun: bool) -> list[str]:
     return list(dict.fromkeys(problem for item in seen + of_the_space for problem in item.problems))
 
 
+def ignored_by_one_run(argv: Sequence[str]) -> str | None:
+    """What a command without ``--multirun`` asks for in vain: settings of a study, and the sweep of an experiment.
+
+    Args:
+        argv: The overrides only, checked before.
+
+    Example:
+        >>> ignored_by_one_run(["method=lora", "study.trials=30"])
+        'study.trials=30: without --multirun (-m) this is one run, of which a setting of a study changes nothing. ...'
+    """
+    overrides = {item.key_or_group: item for item in map(parse, argv)}
+    vain = [_text(item) for key, item in overrides.items() if key == "study" or key.startswith("study.")]
+    if "experiment" in overrides:
+        brought = sort_command([_text(overrides["experiment"])])
+        vain += [_text(overrides["experiment"])] if brought.swept or space_parameters(brought) else []
+    return words.needs_a_study(vain, argv) if vain else None
+
+
 def _inspect(argv: Sequence[str], *, multirun: bool) -> tuple[list[Seen], list[Seen]]:
     """The overrides in order, with what Hydra says of its own ones last; and what an experiment or a space sweeps."""
     parsed = [_parsed(text) for text in argv]
@@ -88,11 +106,15 @@ def _inspect(argv: Sequence[str], *, multirun: bool) -> tuple[list[Seen], list[S
         if override.key_or_group in groups():
             repeated = override.key_or_group in [other.key_or_group for b, other in overrides.items() if b < at]
             result[at] = check_group(override, multirun=multirun, repeated=repeated)
+        elif is_stock_sweeper(override):
+            result[at] = Seen((words.stock_sweeper(override),), ())
         elif is_hydra(override):
             swept = override.is_sweep_override()
             result[at] = Seen((words.never_swept(override),), ()) if swept else Seen((), (override,), _text(override))
         elif override.key_or_group.startswith("space."):
-            result[at] = check_key(override, World(compose_once(()), ("lora",), multirun))
+            seen = check_key(override, World(compose_once(()), ("lora",), multirun))
+            ignored = not multirun and not seen.problems
+            result[at] = Seen((words.space_needs_multirun(override),), ()) if ignored else seen
     cfg, unfit = _reference([seen.values[0] for seen in result.values() if seen.values])
     if unfit:
         result |= {at: Seen((), ()) for at, override in overrides.items() if is_hydra(override)}
@@ -146,8 +168,12 @@ def _of_experiment(cfg: DictConfig, typed: set[str]) -> Iterator[_Extra]:
 
 def _of_space(cfg: DictConfig, typed: set[str]) -> Iterator[_Extra]:
     """What the space sweeps; what cannot be read of it is reported with its conditions."""
-    plain = OmegaConf.to_container(cfg.space.parameters, resolve=True)
-    for key, parameter in read_parameters(plain)[0].items() if isinstance(plain, dict) else ():
+    try:
+        parameters = read_parameters(plain_space(cfg))[0]
+    except ConfigError as error:
+        yield "", Seen(tuple(error.problems), ()), ()
+        return
+    for key, parameter in parameters.items():
         for method, domain in parameter.domains.items():
             named = _named_methods(parameter) if method == EVERY else (method,)
             if key not in typed:

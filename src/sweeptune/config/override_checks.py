@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,8 @@ from sweeptune.config.sweeps import parse, sweep_domain
 
 NEVER_SWEPT = ("experiment", "resume", "space", "study")
 """What belongs to the study as a whole; an experiment may bring a space and settings of the study."""
+OURS = (("hydra/sweeper", "study"), ("hydra/launcher", "basic"))
+"""What conf/train.yaml chooses of Hydra's sweepers and launchers."""
 FREE_KEYS = ("study.constraints.", "space.parameters.")
 
 
@@ -57,6 +59,13 @@ class World:
 def is_hydra(override: Override) -> bool:
     """Whether it is one of Hydra's own settings."""
     return bool(override.is_hydra_override())
+
+
+def is_stock_sweeper(override: Override) -> bool:
+    """Whether it chooses or sets up another sweeper or launcher of Hydra's: ``hydra.sweeper.n_trials=30``."""
+    key = override.key_or_group.replace("/", ".")
+    of_them = any(key == part or key.startswith(f"{part}.") for part in ("hydra.sweeper", "hydra.launcher"))
+    return of_them and (override.key_or_group, override.value()) not in OURS
 
 
 def single_values(override: Override) -> list[Override]:
@@ -129,6 +138,9 @@ def _key_problem(override: Override, world: World) -> str | None:
     section, _, field = key.partition(".")
     if key.startswith("model.architecture."):
         return _architecture_problem(override, world)
+    for mapping in FREE_KEYS:
+        if key.startswith(mapping) and "." in key.removeprefix(mapping) and not override.is_delete():
+            return words.nested_key(override, mapping.removesuffix("."))
     known = {method: field_type(key, method) for method in METHOD_SCHEMAS}
     if section in sections() and not field:
         return words.whole_section(override)
@@ -166,6 +178,11 @@ def _value_problem(value: Override, typed: Override, world: World) -> str | None
     # Free keys have no type, and what an interpolation gives is known only once everything is composed.
     if annotation is None or (isinstance(content, str) and "${" in content) or fits(annotation, content):
         return None
+    if get_origin(annotation) is dict and isinstance(content, dict):
+        of_each = get_args(annotation)[1]
+        wrong = next((key for key, item in content.items() if not fits(of_each, item)), None)
+        if wrong is not None:
+            return words.wrong_item(typed, str(wrong), content[wrong], of_each)
     if typed.value_type == ValueType.INTERVAL_SWEEP and takes(bare(annotation), int):
         return words.whole_interval(typed)
     return words.wrong_value(value, typed, annotation, OmegaConf.select(world.cfg, value.key_or_group))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sweeptune.config.compose import compose_once, groups
 from sweeptune.config.domains import Choice, Domain, Value, as_plain, key_of
@@ -121,7 +122,7 @@ def sort_command(overrides: Sequence[str]) -> Command:
 
 def space_parameters(command: Command) -> dict[str, Parameter]:
     """The parameters of the named space as they are written, those left out that cannot be read."""
-    return read_parameters(_plain_space(command))[0]
+    return read_parameters(plain_space(command.cfg))[0]
 
 
 def methods_with(key: str) -> list[str]:
@@ -130,8 +131,20 @@ def methods_with(key: str) -> list[str]:
     return having or list(METHOD_SCHEMAS)
 
 
-def _plain_space(command: Command) -> Mapping[str, object]:
-    plain = OmegaConf.to_container(command.cfg.space.parameters, resolve=True)
+def plain_space(cfg: DictConfig) -> Mapping[str, object]:
+    """The parameters of the space as YAML would hold them.
+
+    Raises:
+        ConfigError: They are no mapping, or refer to a setting that is not there.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg.space.parameters, resolve=True)
+    except OmegaConfBaseException as error:
+        why = str(error.msg).splitlines()[0]
+        raise ConfigError(
+            f"{error.full_key}: cannot be resolved: {why}. "
+            "Write the values out: 'space.parameters={<setting>: [a, b]}'"
+        ) from error
     if not isinstance(plain, dict):
         raise ConfigError(f"space.parameters={plain}: must be a mapping from settings to their values")
     return {str(key): value for key, value in plain.items()}
@@ -146,7 +159,7 @@ def _shapes(override: Override) -> bool:
 
 def _space_of_its_own(command: Command) -> dict[str, Parameter]:
     """The named space as written, judged as written; then whatever the command changes of it is no mistake."""
-    own, problems = read_parameters(_plain_space(command))
+    own, problems = read_parameters(plain_space(command.cfg))
     methods = _methods(own, command) if "method" in own else _methods(_swept(command.swept), command)
     typed = frozenset(command.fixed) | frozenset(command.swept)
     problems += condition_problems(own, methods, command.always, typed)

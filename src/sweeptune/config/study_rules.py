@@ -90,12 +90,42 @@ def search_problems(space: Space, study: StudyConfig) -> list[str]:
             f"study.trials=null with study.sampler={sampler}{why}: the search would never end. Say how many trials "
             "there shall be, for example study.trials=30"
         )
+    firsts = len(space.baselines()) if study.baselines else 0
+    if study.trials is not None and study.trials < firsts:
+        problems.append(
+            f"study.trials={study.trials} with study.baselines=true: each of the {firsts} methods runs at its "
+            f"recommended settings first, and these are among the trials. Use study.trials={firsts} or more, for "
+            f"example study.trials={firsts + 10}, or study.baselines=false"
+        )
     if sampler != "grid" and "seed" in space.swept:
         problems.append(
             f"seed is swept with study.sampler={sampler}: a sampler would look for lucky seeds. Train every "
             "configuration with several seeds, whose mean counts: study.replicates=3; only a grid may sweep the seed"
         )
     return problems
+
+
+def pruning_trouble(space: Space, study: StudyConfig) -> str | None:
+    """Why nothing of a study can be pruned, and what to set; None where pruning is off or can work.
+
+    A trial is behind when others are better by more than what the seed alone does, so something must run with several
+    seeds: baselines do where trials may be pruned, and every trial with ``study.replicates`` above 1. A trial of a grid
+    over the seed has that one seed, whatever ``study.replicates`` says.
+    """
+    swept = "seed" in space.swept
+    of_baselines = study.baselines and not all("seed" in point for point in space.baselines())
+    of_trials = study.replicates > 1 and not swept
+    if not study.prune or of_baselines or of_trials:
+        return None
+    if not swept:
+        seeds, fix = f"With study.replicates={study.replicates} every trial has one seed", " or study.replicates=2"
+    else:
+        seeds, fix = "Every trial of a grid over the seed has one seed", ", or do not sweep the seed"
+    fix = "Do not sweep the seed" if study.baselines else f"Set study.baselines=true{fix}"
+    return (
+        f"study.prune=true: nothing can be pruned. {seeds}, and no baseline has two, so what the seed alone does stays "
+        f"unknown, and no trial can be told to be clearly behind. {fix}"
+    )
 
 
 def _figure_trouble(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,9 +83,71 @@ def never_swept(override: Override) -> str:
     return f"{override.input_line}: {key} cannot be swept, because {what}. Give one value: {key}=<value>"
 
 
+_STOCK = {
+    "hydra.sweeper.n_trials": "study.trials={}",
+    "hydra.sweeper.n_jobs": "hardware.gpus={} (or the same command again, beside it)",
+    "hydra.sweeper.study_name": "study.name={}",
+    "hydra.sweeper.storage": "study.storage={}",
+    "hydra.sweeper.direction": "study.objectives=[eval_loss]; which way is better is known of every figure",
+    "hydra.sweeper.max_failure_rate": "study.max_failures=<n>",
+    "hydra.sweeper.max_batch_size": "hardware.gpus=<n>, how many runs there are at once",
+    "hydra.sweeper.sampler.seed": "seed={}",
+    "hydra.sweeper.sampler": "study.sampler=tpe (or nsga2, random, grid)",
+    "hydra.sweeper.search_space": "'<setting>=interval(<low>,<high>)', or space=<file of conf/space>",
+    "hydra.launcher": "hardware.gpus=<n>, how many runs there are at once, and study.trials_per_gpu",
+    "hydra.sweeper": "study.trials=<n> and study.sampler=tpe; all settings are in conf/study/default.yaml",
+}
+"""What the settings of Hydra's own sweepers and launchers are called here; of several the first that begins the key."""
+
+
+def stock_sweeper(override: Override) -> str:
+    """A setting of another sweeper or launcher of Hydra's than the study's."""
+    key, value = override.key_or_group, _value(override)
+    group = "/" in key
+    params = key.partition("hydra.sweeper.params.")[2]
+    found = next(word for word in _STOCK if key.replace("/", ".").startswith(word))
+    fix = f"'{params}={value}'" if params else _STOCK[found].format(value)
+    if found == "hydra.sweeper.sampler" and group and value in ("tpe", "nsga2", "nsgaii", "random", "grid"):
+        fix = f"study.sampler={'nsga2' if value == 'nsgaii' else value}"
+    what = "launcher" if key.startswith("hydra.launcher") or key == "hydra/launcher" else "sweeper"
+    return (
+        f"{override.input_line}: --multirun is a study of sweeptune's own, which no other {what} of Hydra's can run. "
+        f"Write {fix}"
+    )
+
+
 def space_needs_multirun(override: Override) -> str:
-    """A search space for a single run."""
+    """A search space, or a part of one, for a single run."""
     return f"{override.input_line}: a space is searched by several runs. Add --multirun to make them, or leave it out"
+
+
+def nested_key(override: Override, mapping: str) -> str:
+    """A dotted name behind ``space.parameters.`` or ``study.constraints.``: Hydra takes each dot for a level deeper."""
+    name, value = override.key_or_group.removeprefix(f"{mapping}."), _raw_value(override)
+    typed = "" if mapping == "study.constraints" else f", or sweep it by itself: '{name}=<a>,<b>'"
+    example = value if mapping == "study.constraints" else "[<a>, <b>]"
+    return (
+        f"{override.input_line}: here a dot begins a level, so this would be {name.partition('.')[2]} inside of "
+        f"{name.partition('.')[0]}, not {name}. Write '{mapping}={{{name}: {example}}}'{typed}"
+    )
+
+
+def wrong_item(override: Override, key: str, item: Any, annotation: Any) -> str:
+    """A value of the wrong type inside of a mapping with free keys."""
+    name = override.key_or_group
+    return (
+        f"{name}.{key}={item} (in {override.input_line}): must be {describe(annotation)}. "
+        f"For example '{name}={{{key}: 8}}', or leave {key} out"
+    )
+
+
+def needs_a_study(vain: Sequence[str], argv: Sequence[str]) -> str:
+    """Settings of a study beside a command that makes one run."""
+    these = "a setting of a study changes" if len(vain) == 1 else "settings of a study change"
+    return (
+        f"{', '.join(vain)}: without --multirun (-m) this is one run, of which {these} nothing. "
+        f"Add -m for a study: {shlex.join(['python', 'train.py', '-m', *argv])}"
+    )
 
 
 def whole_interval(override: Override) -> str:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sweeptune.config.check import check
+from sweeptune.config.check import check, ignored_by_one_run
 from sweeptune.config.compose import conf_dir, load, to_config, with_free_keys
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.read_space import default_name
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
         problems = check(overrides, multirun=multirun)
         if problems:
             raise ConfigError(problems)
+        vain = None if multirun else ignored_by_one_run(overrides)
+        if vain:
+            log.warning("%s", vain)
         resume = [value.removeprefix("resume=") for value in overrides if value.startswith("resume=")]
         if resume:
             continue_run(Path(resume[0]))

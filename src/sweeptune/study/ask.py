@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from sweeptune.config.schema import StudyConfig
 from sweeptune.config.study_rules import chosen_sampler, grows
+from sweeptune.study.grid import Merged, firsts, rest
 from sweeptune.study.sampler import PARTIAL, Seeded
 from sweeptune.study.space import Choice, Domain, FloatRange, IntRange, Point, Space, Value
 from sweeptune.study.tpe import METHOD
@@ -28,6 +29,7 @@ STATES = {
     "pruned": TrialState.PRUNED,
     **dict.fromkeys(LESSONS, TrialState.PRUNED),
 }
+NONE: Merged = {}
 EXHAUSTED = 25
 """So many proposals in a row that were known or predicted not to fit: the method has nothing new to try."""
 
@@ -43,7 +45,7 @@ def directions(objectives: Sequence[str]) -> list[Literal["minimize", "maximize"
 
 
 def ask(
-    study: optuna.Study, space: Space, settings: StudyConfig, seed: int, method: str | None
+    study: optuna.Study, space: Space, settings: StudyConfig, seed: int, method: str | None, merged: Merged = NONE
 ) -> tuple[optuna.Trial, Point]:
     """A new trial and the configuration it tries.
 
@@ -53,6 +55,7 @@ def ask(
         settings: The study's.
         seed: The study's first seed. Draws depend on it, the trial's number and what has been told, on nothing else.
         method: The method to try (`next_method`), whose trials alone the sampler then sees; None lets it choose.
+        merged: Points of a grid that baselines stand for.
 
     Raises:
         ValueError: The sampler is a grid and all of its points have been asked.
@@ -62,11 +65,17 @@ def ask(
         >>> point
         {'method': 'lora', 'optim.lr': 0.00031, 'method.rank': 16}
     """
-    return _fill(study, study.ask(), space, settings, seed, method)
+    return _fill(study, study.ask(), space, settings, seed, method, merged)
 
 
 def sample_again(
-    study: optuna.Study, number: int, space: Space, settings: StudyConfig, seed: int, method: str | None
+    study: optuna.Study,
+    number: int,
+    space: Space,
+    settings: StudyConfig,
+    seed: int,
+    method: str | None,
+    merged: Merged = NONE,
 ) -> tuple[optuna.Trial, Point]:
     """Finish the asking of a trial whose process died meanwhile: it gets what an unbroken study would have given it.
 
@@ -77,8 +86,9 @@ def sample_again(
         settings: The study's.
         seed: The study's first seed.
         method: The method to try, unless the trial has one already; None lets the sampler choose.
+        merged: As for `ask`.
     """
-    return _fill(study, _trial(study, number), space, settings, seed, method)
+    return _fill(study, _trial(study, number), space, settings, seed, method, merged)
 
 
 def ask_for(study: optuna.Study, space: Space, point: Mapping[str, Value], number: int | None = None) -> optuna.Trial:
@@ -218,12 +228,18 @@ def _seeds(line: Mapping[str, Any]) -> int:
 
 
 def _fill(
-    study: optuna.Study, trial: optuna.Trial, space: Space, settings: StudyConfig, seed: int, method: str | None
+    study: optuna.Study,
+    trial: optuna.Trial,
+    space: Space,
+    settings: StudyConfig,
+    seed: int,
+    method: str | None,
+    merged: Merged,
 ) -> tuple[optuna.Trial, Point]:
     """Draw every parameter of a trial that it does not have yet."""
     name = chosen_sampler(space, settings)
     if name == "grid":
-        point = _grid_point(space, settings, trial.number)
+        point = _grid_point(space, settings, trial.number, merged)
         return ask_for(study, space, point, trial.number), point
     if method is not None:
         method = trial.params.get(METHOD, method)
@@ -231,10 +247,10 @@ def _fill(
     return trial, space.sample(_suggest(trial))
 
 
-def _grid_point(space: Space, settings: StudyConfig, number: int) -> Point:
+def _grid_point(space: Space, settings: StudyConfig, number: int, merged: Merged) -> Point:
     """Points go by number, so that no two processes take the same one; baselines come first."""
-    points = space.grid()
-    index = number - (len(space.baselines()) if settings.baselines else 0)
+    points = rest(space, merged)
+    index = number - len(firsts(space, settings, merged))
     if not 0 <= index < len(points):
         raise ValueError(f"trial {number} has no point: the grid has {len(points)}")
     return points[index]

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 from sweeptune.config.compose import compose, conf_from
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
-from sweeptune.config.study_rules import chosen_sampler, search_problems
+from sweeptune.config.study_rules import chosen_sampler, pruning_trouble, search_problems
 from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
-from sweeptune.study.space import Space, fixed_overrides, read_space
+from sweeptune.study.grid import firsts, from_header, merge, rest
+from sweeptune.study.space import Point, Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
-from sweeptune.study.trial import flat
+from sweeptune.study.trial import compose_trial, flat
 from sweeptune.study.working import at_work, set_over
 from sweeptune.tracking.follow import await_senders, offline_words
 from sweeptune.tracking.sync import find_runs
@@ -70,7 +72,9 @@ def _begin(store: Store, identity: Identity) -> None:
     with store.lock():
         if not store.exists():
             store.check_storage(identity.settings)
-            store.create(identity, {"fixed": shared_settings(identity), "git": git_state(), "versions": versions()})
+            merged = merge(identity.space, identity.settings, partial(_run_of, identity))
+            extra = {"fixed": shared_settings(identity), "merged": merged, "git": git_state(), "versions": versions()}
+            store.create(identity, extra)
             return
         if found := differences(store.read(), as_json(identity)):
             raise ConfigError(
@@ -80,6 +84,10 @@ def _begin(store: Store, identity: Identity) -> None:
                     "it"
                 ]
             )
+
+
+def _run_of(identity: Identity, point: Point) -> dict[str, Any]:
+    return flat(compose_trial(identity.overrides, identity.space, point, identity.settings))
 
 
 def confirm(folder: Path, seeds: int | None = None) -> Ended:
@@ -119,13 +127,17 @@ def _work(store: Store, identity: Identity) -> Ended:
     set_over(store.folder, False)
     with conf_from(store.conf):
         base = _base(identity.overrides, identity.space)
-    total = settings.trials
+    total, merged = settings.trials, from_header(store.read())
     if settings.sampler == "grid":
-        points = len(identity.space.grid()) + (len(identity.space.baselines()) if settings.baselines else 0)
+        points = len(rest(identity.space, merged)) + len(firsts(identity.space, settings, merged))
         total = min(total or points, points)
     log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
+    if merged:
+        log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
     if base.tracker.name == "wandb" and not goes_online("wandb"):
         log.warning("%s", offline_words(store.folder))
+    if trouble := pruning_trouble(identity.space, settings):
+        log.warning("%s", trouble)
     display = Display(identity.name, total)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()

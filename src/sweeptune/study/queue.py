@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import StudyConfig
 from sweeptune.study import ask as asking
+from sweeptune.study.grid import firsts, from_header
 from sweeptune.study.lease import Lease, Leases
 from sweeptune.study.space import Space
 from sweeptune.study.store import COUNTING, Store
@@ -57,6 +58,7 @@ class Queue:
         self.held: dict[int, Trial] = {}
         self.idle = False
         self._said = False
+        self.merged = from_header(store.read())
         self._baselines: dict[str, dict[str, Any]] = {}
 
     def acquire(self) -> Trial | None:
@@ -96,13 +98,15 @@ class Queue:
         frozen = self.study.get_trials(deepcopy=False)[number]
         if "point" in frozen.user_attrs:
             return frozen.user_attrs["kind"], frozen.user_attrs["point"]
-        firsts = self.space.baselines() if self.settings.baselines else []
-        if number < len(firsts):
-            kind, point = "baseline", firsts[number]
+        baselines = firsts(self.space, self.settings, self.merged)
+        if number < len(baselines):
+            kind, point = "baseline", baselines[number]
             trial = asking.ask_for(self.study, self.space, self._with_defaults(point), number)
         else:
             kind, method = "trial", self._method(number)
-            trial, point = asking.sample_again(self.study, number, self.space, self.settings, self.seed, method)
+            trial, point = asking.sample_again(
+                self.study, number, self.space, self.settings, self.seed, method, self.merged
+            )
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("point", point)
         return kind, point

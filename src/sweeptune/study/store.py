@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from sweeptune.config.compose import conf_dir
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import StudyConfig
 from sweeptune.study.ask import directions
+from sweeptune.study.database import claim, open_database, owner_of
 from sweeptune.study.space import Space
 from sweeptune.tracking.files import JsonLines, write_json
 from sweeptune.tracking.record import code_version
@@ -104,7 +106,7 @@ class Store:
         shutil.rmtree(self.code, ignore_errors=True)
         shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "conf"))
         shutil.copytree(conf_dir(), target / "conf", ignore=shutil.ignore_patterns("__pycache__"))
-        write_json(self.folder / "study.json", {**as_json(identity), **extra})
+        write_json(self.folder / "study.json", {**as_json(identity), "id": uuid.uuid4().hex, **extra})
 
     def read(self) -> dict[str, Any]:
         """The content of study.json.
@@ -137,28 +139,52 @@ class Store:
         if settings.storage is None:
             return
         try:
-            known = optuna.get_all_study_names(settings.storage)
+            storage = open_database(settings.storage)
+            known = optuna.get_all_study_names(storage)
         except Exception as error:  # each database has its own
             raise ConfigError(
                 f"study.storage={settings.storage}: cannot be opened ({type(error).__name__}: {error}). Use a database "
                 "URL such as sqlite:////path/of/an/existing/folder/studies.db, or leave it out"
             ) from error
-        if self.folder.name in known:
-            raise ConfigError(
-                f"study.storage={settings.storage}: holds a study {self.folder.name} without its folder {self.folder}. "
-                f"Use another study.name, or remove it there: optuna delete-study --study-name {self.folder.name} "
-                f"--storage {settings.storage}"
-            )
+        if self.folder.name not in known:
+            return
+        owner = owner_of(storage, self.folder.name)
+        if owner is not None and owner["folder"] != str(self.folder.resolve()):
+            raise ConfigError(self._belongs_elsewhere(settings, owner))
+        raise ConfigError(
+            f"study.storage={settings.storage}: holds a study {self.folder.name} without its folder {self.folder}. "
+            f"Use another study.name, or remove it there: optuna delete-study --study-name {self.folder.name} "
+            f"--storage {settings.storage}"
+        )
+
+    def _belongs_elsewhere(self, settings: StudyConfig, owner: dict[str, Any]) -> str:
+        name = self.folder.name
+        return (
+            f"study.storage={settings.storage}: its study {name} belongs to the folder {owner['folder']}, not to "
+            f"{self.folder.resolve()}. Names are unique in a database: use another one, such as study.name={name}-2, "
+            "or another database"
+        )
 
     def optuna(self, settings: StudyConfig) -> optuna.Study:
-        """Open Optuna's study, or make it."""
+        """Open Optuna's study, or make it.
+
+        Raises:
+            ConfigError: The database's study of this name belongs to another folder.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage: Any = settings.storage
-        if storage is None:
+        storage: Any
+        if settings.storage is not None:
+            storage = open_database(settings.storage)
+        else:
             path = str(self.folder / "study.journal")
             storage = optuna.storages.JournalStorage(JournalFileBackend(path, lock_obj=JournalLock(path)))
         ways, name = directions(settings.objectives), self.folder.name
-        with self.lock():  # Optuna's own making of a database's tables fails where another process makes them, too
+        with self.lock():
+            own = self.read().get("id") if self.exists() else None  # none: of an earlier version, which left no mark
+            if settings.storage is not None and own is not None:
+                owner = claim(storage, name, ways, {"id": own, "folder": str(self.folder.resolve())})
+                if owner["id"] != own:
+                    raise ConfigError(self._belongs_elsewhere(settings, owner))
             study = optuna.create_study(storage=storage, study_name=name, directions=ways, load_if_exists=True)
             if list(study.metric_names or []) != list(settings.objectives):
                 with warnings.catch_warnings():
