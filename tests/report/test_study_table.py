@@ -253,6 +253,7 @@ def test_a_limit_that_confirmation_broke_is_said_and_the_whole_range_is_shown(tm
     sheet = methods_sheet(study, judge(study))
     place = [column.heading for column in sheet.columns].index("peak GiB")
     assert {row[0].text: row[place].text for row in sheet.rows} == {"lora": "6.68 to 9.15", "full": "5.00 to 5.90"}
-    said = "the limit of 8 GiB was kept in the search but not by every confirmation run: lora up to 9.15 GiB; "
-    assert any(line.startswith(said) for line in verdict_words(study))
+    said = "the limit of 8 GiB was kept in the search but not by every confirmation run: lora up to 9.15 GiB"
+    assert said in verdict_words(study)
+    assert f"to see what kept it: sweeptune recommend {folder} --memory 8GiB" in verdict_words(study)
     assert "tokens/s: of 3 timed steps a probe (study.probe_steps=8, 5 warm up), too few to rank by" in sheet.notes

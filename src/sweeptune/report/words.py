@@ -124,8 +124,8 @@ def _over(study: Study, verdict: Verdict) -> list[str]:
     if not over:
         return []
     return [
-        f"the limit of {limit:g} GiB was kept in the search but not by every confirmation run: {', '.join(over)}; "
-        f"`sweeptune recommend {shlex.quote(str(study.folder))} --memory {limit:g}GiB` names what kept it throughout"
+        f"the limit of {limit:g} GiB was kept in the search but not by every confirmation run: {', '.join(over)}",
+        f"to see what kept it: sweeptune recommend {shlex.quote(str(study.folder))} --memory {limit:g}GiB",
     ]
 
 
