@@ -257,3 +257,15 @@ def test_a_limit_that_confirmation_broke_is_said_and_the_whole_range_is_shown(tm
     assert said in verdict_words(study)
     assert f"to see what kept it: sweeptune recommend {folder} --memory 8GiB" in verdict_words(study)
     assert "tokens/s: of 3 timed steps a probe (study.probe_steps=8, 5 warm up), too few to rank by" in sheet.notes
+
+
+@pytest.mark.parametrize("exclusive", [True, False, None])
+def test_a_speed_that_was_not_measured_alone_is_marked(tmp_path: Path, exclusive: bool | None) -> None:
+    folder = leave_study(tmp_path / "s", ("full", "lora"))
+    leave_trial(folder, 0, "full", 2.0, exclusive=exclusive)
+    leave_trial(folder, 1, "lora", 1.9, exclusive=exclusive)
+    study = read_study(folder)
+    sheet = methods_sheet(study, judge(study))
+    place = [column.heading for column in sheet.columns].index("tokens/s")
+    assert all(row[place].text.startswith("~") is (exclusive is False) for row in sheet.rows)
+    assert any(note.startswith("~: something else") for note in sheet.notes) is (exclusive is False)

@@ -58,6 +58,11 @@ def study_figures(config: Config) -> Iterator[str]:
     for name in study.constraints:
         if trouble := _figure_trouble(name):
             yield f"study.constraints.{name}={study.constraints[name]}: {trouble}"
+        elif study.constraints[name] <= 0:
+            yield (
+                f"study.constraints.{name}={study.constraints[name]:g}: nothing can keep it. Use a number above 0, for "
+                f"example study.constraints={{{name}: 8}}"
+            )
     twice = [name for at, name in enumerate(study.objectives) if name in study.objectives[:at]]
     if twice:
         yield f"study.objectives=[{', '.join(study.objectives)}]: {twice[0]} stands there twice. Take one out"

@@ -24,7 +24,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.read_space import default_name
 from sweeptune.config.schema import Config
 from sweeptune.config.space import as_override
-from sweeptune.launch.spawn import spawn
+from sweeptune.launch.spawn import read_if_there, spawn
 from sweeptune.launch.worker import EXIT_CODES
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull
@@ -111,6 +111,9 @@ def study_status(study: Any) -> int:
 
 def continue_run(folder: Path) -> None:
     """Go on with an interrupted run, with the settings that it began with."""
+    record = read_if_there(folder)
+    if record is not None and record["status"] == "completed":
+        log.info("%s has completed: there is nothing to go on with", folder)
     OUTCOME.records.append(execute(load(folder / "config.yaml"), folder, ""))
 
 

@@ -38,6 +38,8 @@ class Trial:
     seeds: tuple[int, ...]
     peak_memory_gib: float | None
     tokens_per_s: float | None
+    exclusive: bool | None
+    """Whether nothing else used the device while that was measured."""
     bits_per_byte: float | None
     trainable: int | None
     mfu: float | None

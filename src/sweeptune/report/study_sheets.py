@@ -19,6 +19,7 @@ from sweeptune.report.words import bounds
 from sweeptune.tracking.record import WARMUP_STEPS
 
 FRONT = "Pareto front"
+SHARED = "~: something else used the device meanwhile, so it is no measure of speed"
 FEW = 10
 """Timed steps below which a speed is not to be trusted."""
 MANY = 20
@@ -101,7 +102,7 @@ def _arm_cells(study: Study, arm: Arm, judged: bool, leads: bool) -> list[Cell]:
         cells.append(Cell(_interval(arm.loss), strong, leads))
     cells.append(Cell(_search(best, arm.merged)))
     cells += [Cell(figure(best.bits_per_byte, ".3f")), Cell(_range(study.peaks(best)))]
-    return [*cells, Cell(figure(best.tokens_per_s, ",.0f")), Cell(count(best.trainable)), Cell(_tuned(arm))]
+    return [*cells, Cell(_speed(best)), Cell(count(best.trainable)), Cell(_tuned(arm))]
 
 
 def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
@@ -118,8 +119,11 @@ def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
         notes.append(f"eval loss: {_number(len(verdict.seeds), 'seed')} ({seeds}); each method had one configuration")
     if any(arm.loss and arm.loss.half is not None for arm in verdict.arms):
         notes.append("±: 95 % t-interval over seeds; a seed's luck is shared, so compare pairs, not these")
+    shared = any(arm.best and arm.best.exclusive is False for arm in verdict.arms)
     if verdict.split != "eval":
-        notes.append("search: the lowest of several, so it flatters; peak and speed are measured alone on the device")
+        alone = "" if shared else "; peak and speed are measured alone on the device"
+        notes.append(f"search: the lowest of several, so it flatters{alone}")
+    notes += [SHARED] if shared else []
     if any(arm.best and len(study.peaks(arm.best)) > 1 for arm in verdict.arms):
         notes.append(
             "peak: of the search, to the highest of the confirmation runs that cost the same: rows in another order"
@@ -164,7 +168,7 @@ def front_sheet(study: Study, most: int | None) -> Sheet:
         values = [trial.values[name] for name in study.objectives]
         cells = [Cell(str(trial.number)), Cell(trial.method), Cell(settings(trial))]
         cells += [Cell(figure(value, _form(name))) for name, value in zip(study.objectives, values, strict=True)]
-        cells += [] if "tokens_per_s" in study.objectives else [Cell(figure(trial.tokens_per_s, ",.0f"))]
+        cells += [] if "tokens_per_s" in study.objectives else [Cell(_speed(trial))]
         rows.append(tuple(cells))
     notes = (
         [f"{len(found.trials) - len(shown)} more between these: --markdown"] if len(shown) < len(found.trials) else []
@@ -199,7 +203,7 @@ def trials_sheet(study: Study) -> Sheet:
     rows, styles = [], []
     for trial in (trial for trial in study.trials if trial.counts):
         cells = [str(trial.number), trial.method, settings(trial), trial.status, figure(trial.eval_loss, ".4f")]
-        cells += [figure(trial.peak_memory_gib, ".2f"), figure(trial.tokens_per_s, ",.0f"), clock(trial.seconds)]
+        cells += [figure(trial.peak_memory_gib, ".2f"), _speed(trial), clock(trial.seconds)]
         rows.append(tuple(map(Cell, cells)))
         styles.append("" if trial.status == "completed" else "dim")
     return Sheet("Trials of the search", columns, tuple(rows), styles=tuple(styles))
@@ -320,6 +324,12 @@ def objective(name: str) -> str:
 
 def _form(name: str) -> str:
     return FIGURES[name][0] if name in FIGURES else ",.0f" if grows(name) else ".4f"
+
+
+def _speed(trial: Trial) -> str:
+    """Tokens a second; with a ~ where something else used the device."""
+    text = figure(trial.tokens_per_s, ",.0f")
+    return f"~{text}" if trial.exclusive is False and text != UNKNOWN else text
 
 
 def _timing(study: Study) -> list[str]:

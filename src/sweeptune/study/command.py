@@ -131,7 +131,8 @@ def _work(store: Store, identity: Identity) -> Ended:
     if settings.sampler == "grid":
         points = len(rest(identity.space, merged)) + len(firsts(identity.space, settings, merged))
         total = min(total or points, points)
-    log.info("study %s: %s trials in %s", identity.name, total or "?", store.folder)
+    done = sum(line["kind"] in COUNTING for line in store.trials.values())
+    log.info("study %s: %s trials in %s%s", identity.name, total or "?", store.folder, f", {done} done" if done else "")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
     if base.tracker.name == "wandb" and not goes_online("wandb"):

@@ -67,10 +67,9 @@ class Display:
         elif record["status"] not in ("completed", "pruned"):
             log.warning("  %s: %s", record["status"], record["reason"])
 
-    def finished(self, line: dict[str, Any]) -> None:
-        """A trial has ended."""
+    def finished(self, line: dict[str, Any], counted: int) -> None:
+        """A trial has ended, and with it so many of the study."""
         self.lines.append(line)
-        counted = sum(known["kind"] in COUNTING for known in self.lines)
         far = f"{counted}" + (f" of {self.total}" if self.total else "")
         log.info("trial %d %s, %s: %s (%s)", line["number"], line["status"], told(line["params"]), figures(line), far)
 
@@ -131,7 +130,8 @@ def figures(line: dict[str, Any]) -> str:
         return str(line["reason"] or line["status"])
     words = [f"loss {line['eval_loss']:.4f}"] if line["eval_loss"] is not None else []
     words += [f"{line['peak_memory_gib']:.2f} GiB"] if line["peak_memory_gib"] is not None else []
-    words += [f"{line['tokens_per_s']:,.0f} tokens/s"] if line["tokens_per_s"] is not None else []
+    shared = "~" if line.get("exclusive") is False else ""
+    words += [f"{shared}{line['tokens_per_s']:,.0f} tokens/s"] if line["tokens_per_s"] is not None else []
     return ", ".join(words)
 
 

@@ -217,6 +217,7 @@ def line_of(trial: Trial, settings: StudyConfig) -> dict[str, Any]:
         "seeds": list(trial.seeds),
         "peak_memory_gib": measured["peak_memory_gib"],
         "tokens_per_s": measured["tokens_per_s"],
+        "exclusive": cost["speed"]["exclusive"],
         "bits_per_byte": record["eval"]["bits_per_byte"],
         "trainable": cost["params"]["trainable"],
         "mfu": cost["speed"]["mfu"],

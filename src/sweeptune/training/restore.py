@@ -17,6 +17,7 @@ from sweeptune.config.schema import Config
 from sweeptune.data import load_run_tokenizer
 from sweeptune.methods import METHODS
 from sweeptune.models import load_model
+from sweeptune.tracking.record import RECORD, read_record
 from sweeptune.training.checkpoint import STATE, find_checkpoints, load_trainable
 from sweeptune.training.placement import Placement, place
 from sweeptune.training.session import build_model
@@ -58,6 +59,12 @@ def newest(folder: Path) -> tuple[Config, Path]:
     """
     config = load(folder / "config.yaml")
     found = find_checkpoints(folder)
+    record = read_record(folder) if not found and (folder / RECORD).exists() else None
+    if record is not None and record["status"] == "completed":
+        raise ConfigError(
+            f"{folder}: completed, but its weights were not kept (study.keep_weights=best keeps those of each method's "
+            f"best). Train it again: {record['command']}"
+        )
     if not found:
         raise ConfigError(f"{folder}: has no checkpoint yet; let it train, or continue it with resume={folder}")
     return config, found[-1]

@@ -145,7 +145,7 @@ const COLUMNS_ALL = [
   ["bits/byte", "num", (t) => t.b, (v) => figure(v, 3)],
   ["peak GiB", "num", (t) => t.g, (v) => figure(v, 2)],
   ["predicted GiB", "num", (t) => t.q, (v) => figure(v, 2)],
-  ["tokens/s", "num", (t) => t.v, (v) => figure(v, 0)],
+  ["tokens/s", "num", (t) => t.v, (v, t) => (t.o ? "~" : "") + figure(v, 0)],
   ["tokens", "num", (t) => t.t, counted],
   ["time", "num", (t) => t.d, clock],
   ["reason", "wrap long", (t) => t.r],
@@ -179,7 +179,7 @@ function trials(host) {
   function row(t) {
     const cells = COLUMNS.map(([name, css, get, form]) => {
       const value = get(t),
-        text = value === undefined ? "\u2013" : form ? form(value) : value;
+        text = value === undefined ? "\u2013" : form ? form(value, t) : value;
       if (name === "trial") return el("th", { scope: "row", class: css }, text);
       if (name === "method")
         return el(

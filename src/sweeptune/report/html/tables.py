@@ -111,7 +111,7 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     cells += [
         cell_html(row["bits"], figure(row["bits"], ".3f"), _signed(delta.get("bits"), 3)),
         cell_html(row["peak"], _peaks(row), _percent(delta.get("peak"))),
-        cell_html(row["speed"], figure(row["speed"], ",.0f"), _percent(delta.get("speed"))),
+        cell_html(row["speed"], _speed(row), _percent(delta.get("speed"))),
         cell_html(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"]), _percent(delta.get("mfu"))),
         cell_html(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
         cell_html(row["hours"], _hours(row["hours"]), _percent(delta.get("hours"))),
@@ -121,6 +121,11 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
         cell.replace("<td", f'<td data-label="{safe(head)}"', 1) for cell, head in zip(cells, heads, strict=True)
     )
     return f"<tr>{_method_head(data, row)}{''.join(labelled)}</tr>"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    """With a ~ where something else used the device."""
+    return f"{'~' if row['shared'] and row['speed'] is not None else ''}{figure(row['speed'], ',.0f')}"
 
 
 def _peaks(row: Mapping[str, Any]) -> str:
