@@ -127,19 +127,19 @@ def read_note(folder: Path) -> Note | None:
         return None
 
 
-def is_complete(folder: Path, card: Card, server: str, prefix: str) -> bool:
+def is_complete(folder: Path, card: Card, server: str) -> bool:
     """Whether a run has been sent whole, with the record that it has now.
 
     Args:
         folder: The run folder.
-        card: Says what it would be sent as.
+        card: Says what it would be sent as, and where to; without an entity, any will do.
         server: Address it would be sent to.
-        prefix: ``entity/project/`` or ``/project/``: what the path of the run must contain.
     """
     note = read_note(folder)
     if note is None or (note.id, note.server, note.record) != (card.id, server, digest(folder)):
         return False
-    return prefix in f"/{note.path}" and note.rows >= count_rows(folder)
+    project = f"/{card.entity}/{card.project}/" if card.entity else f"/{card.project}/"
+    return project in f"/{note.path}" and note.rows >= count_rows(folder)
 
 
 def count_rows(folder: Path) -> int:

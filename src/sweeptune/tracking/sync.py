@@ -138,8 +138,7 @@ def _one(folder: Path, project: str | None, entity: str | None, *, dry_run: bool
 
 def _nothing_to_send(folder: Path, known: Card) -> Sent | None:
     """Why a run needs no sending now; None where it does."""
-    prefix = f"/{known.entity}/{known.project}/" if known.entity else f"/{known.project}/"
-    if is_complete(folder, known, server(), prefix):
+    if is_complete(folder, known, server()):
         return Sent(folder, "there", known.id)
     if is_running(folder):
         return Sent(folder, "running", known.id, note="it has not ended; sync again when it has")
