@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.tracking.describe import figures, probe_record, row
+from sweeptune.tracking.describe import row, run_figures
 from sweeptune.tracking.files import write_json
 from sweeptune.tracking.record import RECORD, read_record
 from sweeptune.tracking.tracker import Card, Tracker
@@ -108,7 +108,7 @@ def conclude(folder: Path, tracker: Tracker, *, own: bool = True, gone_on: int |
         tracker.summary({"result/status": "interrupted", "result/reason": reason, "result/failed": 0})
         tracker.finish(ok=False)
         return
-    tracker.summary(figures(record, probe_record(folder)))
+    tracker.summary(run_figures(folder, record))
     tracker.artifact(folder / RECORD)
     tracker.finish(ok=record["status"] in ("completed", "pruned"))
 
