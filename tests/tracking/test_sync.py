@@ -81,6 +81,23 @@ def test_a_killed_run_keeps_its_rows_and_its_next_attempt_is_another(make_run: M
     assert server.runs[card(run).id].config["trial"]["retry_of"] == killed.name
 
 
+def test_a_run_that_ended_after_all_keeps_nothing_of_its_earlier_end(make_run: Make, server: Server) -> None:
+    run = make_run(ended=False)
+    sync(run)
+    found = server.runs[card(run).id]
+    assert found.result["result/reason"] == "its process ended without a record"
+    leave_result(run, "timeout", loss=2.75)
+    record = json.loads((run / "result.json").read_text())
+    record |= {"reason": "too slow", "test": {"loss": 2.0}}
+    (run / "result.json").write_text(json.dumps(record))
+    sync(run)
+    assert (found.result["result/reason"], found.result["result/test_loss"]) == ("too slow", 2.0)
+    leave_result(run)
+    assert [sent.state for sent in sync(run)] == ["sent"]
+    assert (found.result["result/status"], found.result["result/reason"]) == ("completed", "")
+    assert "result/test_loss" not in found.result and found.result["result/eval_loss"] == 2.5
+
+
 def test_a_study_is_sent_without_its_probes_and_dry_run_sends_nothing(make_run: Make, server: Server) -> None:
     study = make_run("demo/0").parent
     leave_header(study)

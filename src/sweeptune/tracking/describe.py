@@ -203,7 +203,8 @@ def figures(
     found |= {f"result/{key}": record["train"].get(key) for key in RESULTS["train"]}
     found |= {f"result/{key}_params": cost["params"].get(key) for key in ("trainable", "total")}
     failed = record["status"] not in ("completed", "pruned", "interrupted")
-    found |= {"result/status": record["status"], "result/reason": record["reason"], "result/failed": int(failed)}
+    # The reason is there without one, too: an earlier one of the same attempt must not stay.
+    found |= {"result/status": record["status"], "result/reason": record["reason"] or "", "result/failed": int(failed)}
     return {key: value for key, value in found.items() if value is not None}
 
 
