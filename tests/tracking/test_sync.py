@@ -160,6 +160,19 @@ def test_rows_that_are_made_again_keep_their_place(make_run: Make) -> None:
     assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(5, 500), (6, 600)]
 
 
+def test_rows_keep_their_place_also_where_the_file_has_grown_again_before_the_next_look(make_run: Make) -> None:
+    run = make_run(steps=4)
+    rows, metrics = Rows(run), run / "metrics.jsonl"
+    assert len(list(rows.fresh())) == 5
+    kept = metrics.read_text().splitlines(keepends=True)[:2]
+    leave_lines(run, 5, start=1)
+    again = metrics.read_text().splitlines()[5:]
+    metrics.write_text("".join(kept) + "".join(f"{line:120}\n" for line in again))  # to step 1, and on to step 6
+    assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(5, 500), (6, 600)]
+    leave_lines(run, 1, start=6)
+    assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(7, 700)]
+
+
 def leave_lease(folder: Path, machine: str, pid: int, **more: object) -> Path:
     path = folder / ".lease-1.json"
     started = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 1.0

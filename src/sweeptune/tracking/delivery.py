@@ -54,7 +54,8 @@ class Rows:
     """Reads metrics.jsonl as it grows.
 
     A run that ran out of memory in its optimiser cuts its metrics back to the checkpoint and makes the same steps
-    again: rows that were read before keep their place and are passed over.
+    again: rows that were read before keep their place and are passed over. Between two looks the file may be cut and
+    grow beyond where it was, so the last line that was read is looked at again, too.
 
     Args:
         folder: The run folder.
@@ -64,22 +65,22 @@ class Rows:
     def __init__(self, folder: Path, have: int = 0) -> None:
         self.path, self.sent = folder / METRICS, have
         self._offset, self._index = 0, 0
+        self._last = b""
         self._before: dict[str, Any] | None = None
 
     def fresh(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows that have come since the last call, each with its place; a half-written line waits for its end."""
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
+        if not self.path.exists():
             return
-        if size < self._offset:
-            self._offset, self._index, self._before = 0, 0, None
         with self.path.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(self._offset - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._offset, self._index, self._last, self._before = 0, 0, b"", None
+                file.seek(0)
             for text in file:
                 if not text.endswith(b"\n"):
                     break
-                self._offset += len(text)
+                self._offset, self._last = self._offset + len(text), text
                 line = _object(text)
                 if line is None:
                     continue
