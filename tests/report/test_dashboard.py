@@ -83,6 +83,26 @@ def test_two_calls_give_the_same_and_only_this_studys_runs_are_shown(study: Path
     assert "interrupted" in json.dumps(runs["filters"])
 
 
+def test_confirmations_are_not_mixed_into_what_is_compared(study: Path) -> None:
+    spec = specification(read_study(study))
+    (runs,) = spec["workspace"]["spec"]["section"]["runSets"]
+    assert job_type(runs) == ("!=", "confirm")
+    grids = [block for block in spec["report"]["spec"]["blocks"] if block["type"] == "panel-grid"]
+    sets = {runs["name"]: job_type(runs) for block in grids for runs in block["metadata"]["runSets"]}
+    assert sets == {"search": ("!=", "confirm"), "failed": None, "confirm": ("=", "confirm")}
+
+
+def job_type(runs: dict[str, Any]) -> tuple[str, str] | None:
+    """What a set of runs asks of the job type."""
+    found = [item for item in _filters(runs["filters"]) if item["key"] == {"section": "run", "name": "jobType"}]
+    return (found[0]["op"], found[0]["value"]) if found else None
+
+
+def _filters(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for item in part.get("filters") or []:
+        yield from [item] if "key" in item else _filters(item)
+
+
 def test_the_best_full_run_is_the_baseline(study: Path) -> None:
     story = tell(read_study(study))
     assert story.baseline is None, "no run folder is there"

@@ -76,3 +76,9 @@ def test_a_study_is_running_over_or_left(tmp_path: Path) -> None:
         set_over(tmp_path, False)
         raise RuntimeError
     assert find_standing(tmp_path, Leases()) == "left"
+
+
+def test_a_command_that_fails_leaves_no_lease_folder(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), at_work(tmp_path):
+        raise RuntimeError("refused")
+    assert list((tmp_path / ".commands").iterdir()) == []

@@ -11,6 +11,9 @@ import optuna
 import pytest
 
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.tracker_rules import has_wandb
+from sweeptune.report.dashboard import specification
+from sweeptune.report.studies import read_study
 from sweeptune.study.database import claim, open_database, owner_of
 from sweeptune.study.store import Store
 from tests.study.fakes import begin, lines, results, run, wait_for, workers
@@ -142,3 +145,19 @@ def test_commands_that_begin_at_once_share_a_database(tmp_path: Path) -> None:
     assert [line["number"] for line in lines(study)] == list(range(12)), "each number once, and no more than asked for"
     for number in range(12):
         assert (study / str(number) / "starts.txt").read_text().count("\n") == 1, "nobody's trial was taken over"
+
+
+def test_a_study_goes_on_in_its_database_and_shows_its_password_to_nobody(tmp_path: Path) -> None:
+    """SQLite knows no passwords, and passes over a parameter of that name."""
+    address = "study.storage='sqlite:///file:study.db?uri=true&password=hunter2pw'"
+    for trials in (1, 2):
+        done = run(tmp_path, *SEARCH, address, f"study.trials={trials}")
+        assert done.returncode == 0 and "hunter2pw" not in done.stdout + done.stderr, done.stderr
+    study = tmp_path / "multirun" / "s"
+    assert len(lines(study)) == 2 and not (study / "study.journal").exists()
+    header = json.loads((study / "study.json").read_text())
+    assert "password=***" in header["command"] and "hunter2pw" not in header["command"]
+    holders = [path for path in study.rglob("*") if path.is_file() and b"hunter2pw" in path.read_bytes()]
+    assert holders == [study / "study.json"], "which is where the study finds its database again"
+    spec = specification(read_study(study)) if has_wandb() else {}
+    assert "hunter2pw" not in json.dumps(spec)

@@ -50,3 +50,13 @@ def test_a_study_goes_on_with_another_tracker_and_its_runs_know_what_they_are(tm
     assert {line["folder"] for line in found} < would.keys(), "also what its probe ruled out"
     confirmed = [name for name in would if name.startswith("confirm/")]
     assert len(confirmed) >= 2 and all("lora" in name for name in confirmed)
+
+
+def test_a_study_whose_runs_did_not_arrive_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    done = run(tmp_path, "method=lora", "optim.lr=1e-4,1e-3", "study.name=s", "tracker=wandb")
+    assert done.returncode == 0, done.stderr
+    assert "W&B: 2 of 2 runs are not on http://127.0.0.1:9" in done.stderr
+    assert "sweeptune sync" in done.stderr.replace("\n", " ")

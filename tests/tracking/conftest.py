@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ def leave_lines(folder: Path, steps: int, start: int = 0) -> None:
 
 
 def leave_start(folder: Path) -> None:
-    """Note an attempt, of a process that is gone."""
+    """Note an attempt, of a process of this machine that is gone: its number has another holder, who began later."""
     with (folder / "attempts.jsonl").open("a") as file:
-        file.write(json.dumps({"time": 1.0, "host": "elsewhere", "pid": 1}) + "\n")
+        file.write(json.dumps({"time": 1.0, "host": socket.gethostname(), "pid": 1}) + "\n")
 
 
 def leave_result(folder: Path, status: str = "completed", loss: float = 2.5, memory: float = 3.0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.tracking.describe import card, figures, probe_record, row
+from sweeptune.tracking.describe import card, figures, probe_record, row, run_figures
 from sweeptune.tracking.record import read_record
 from tests.tracking.conftest import leave_result, leave_start
 
@@ -78,6 +78,16 @@ def test_memory_and_speed_are_the_probes(make_run: Make) -> None:
     assert figures(read_record(run), probe_record(run))["result/peak_memory_gib"] == 3.0
     (run.parent / "trials.jsonl").write_text(json.dumps({"number": 0, "folder": "0", "cost_class": "abc"}) + "\n")
     assert figures(read_record(run), probe_record(run))["result/peak_memory_gib"] == 7.5
+
+
+def test_what_a_confirmation_measured_itself_is_not_under_a_probes_name(make_run: Make) -> None:
+    run = make_run("demo/confirm/lora-1000", "seed=1000")
+    leave_header(run.parents[1])
+    found = run_figures(run, read_record(run))
+    assert found["result/own_peak_memory_gib"] == 3.0 and found["result/eval_loss"] == 2.5
+    assert not {"result/peak_memory_gib", "result/tokens_per_s", "result/exclusive"} & found.keys()
+    alone = make_run("outputs/morning")
+    assert run_figures(alone, read_record(alone))["result/peak_memory_gib"] == 3.0
 
 
 def test_a_line_becomes_a_row_against_tokens() -> None:

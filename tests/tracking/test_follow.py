@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +21,9 @@ import pytest
 from sweeptune.config.compose import load
 from sweeptune.config.schema import Config
 from sweeptune.tracking import follow as following
-from sweeptune.tracking.delivery import NOTE
+from sweeptune.tracking.delivery import LOCK, NOTE, write_note
 from sweeptune.tracking.describe import card, row
-from sweeptune.tracking.follow import Follower, Sender, follow, wait_for_senders
+from sweeptune.tracking.follow import Follower, Sender, await_senders, follow, wait_for_senders
 from sweeptune.tracking.sync import sync
 from sweeptune.tracking.tracker import Card
 from sweeptune.training.run import run as train
@@ -188,6 +189,62 @@ def test_only_the_first_rank_has_a_sender(
         monkeypatch.setenv("RANK", rank)
         train(settings("tracker=wandb_offline"), tmp_path / rank)
     assert started == [tmp_path / "0"]
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and a server that nobody is behind, for this process and its children."""
+    for key, value in {"BASE_URL": "http://127.0.0.1:9", "API_KEY": "k" * 40, "MODE": "online"}.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_what_did_not_arrive_is_counted_at_the_end_of_a_command(
+    make_run: Make, online: None, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following.log, "propagate", True)
+    sent, lost, other = make_run("0", "tracker=wandb"), make_run("1", "tracker=wandb"), make_run("2", "tracker=none")
+    write_note(sent, card(sent), "http://127.0.0.1:9", f"me/sweeptune/{card(sent).id}", None, 6)
+    await_senders([sent, other], tmp_path)
+    assert caplog.messages == []
+    await_senders([sent, lost, other], tmp_path)
+    assert "1 of 2 runs are not on http://127.0.0.1:9." in caplog.text and f"sweeptune sync {tmp_path}" in caplog.text
+    caplog.clear()
+    leave_lines(sent, 1, start=5)  # noted before its last row
+    (lost / "attempts.jsonl").unlink()  # as a study leaves what it dropped
+    await_senders([sent, lost], tmp_path)
+    assert "2 of 2 runs" in caplog.text and "1 of them ended without training" in caplog.text
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    caplog.clear()
+    await_senders([sent, lost], tmp_path)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("fate", ["no server", "killed"])
+def test_a_sender_that_sent_nothing_is_not_taken_for_one_that_has(
+    make_run: Make, online: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    pytest.importorskip("wandb", reason="needs wandb: pip install 'sweeptune[wandb]'")
+    monkeypatch.setattr(following.log, "propagate", True)
+    run = make_run("run", "tracker=wandb")
+    follower = follow(load(run / "config.yaml"), run, 1)
+    assert follower is not None and wait_for(lambda: (run / LOCK).exists())
+    if fate == "killed":
+        follower._process.kill()
+        follower._process.wait()
+    follower.end()
+    try:
+        await_senders([run], run, seconds=0.5)
+        (said,) = {text for text in caplog.messages if "1 of 1 runs are not on http://127.0.0.1:9" in text}
+        assert f"sweeptune sync {run}" in said and ("still being sent" in said) == (fate == "no server")
+    finally:
+        _end_with_its_children(follower._process.pid)
+
+
+def _end_with_its_children(pid: int) -> None:
+    """End a sender, and W&B's own process beside it, which its group holds."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -77,6 +81,23 @@ def test_a_killed_run_keeps_its_rows_and_its_next_attempt_is_another(make_run: M
     assert server.runs[card(run).id].config["trial"]["retry_of"] == killed.name
 
 
+def test_a_run_that_ended_after_all_keeps_nothing_of_its_earlier_end(make_run: Make, server: Server) -> None:
+    run = make_run(ended=False)
+    sync(run)
+    found = server.runs[card(run).id]
+    assert found.result["result/reason"] == "its process ended without a record"
+    leave_result(run, "timeout", loss=2.75)
+    record = json.loads((run / "result.json").read_text())
+    record |= {"reason": "too slow", "test": {"loss": 2.0}}
+    (run / "result.json").write_text(json.dumps(record))
+    sync(run)
+    assert (found.result["result/reason"], found.result["result/test_loss"]) == ("too slow", 2.0)
+    leave_result(run)
+    assert [sent.state for sent in sync(run)] == ["sent"]
+    assert (found.result["result/status"], found.result["result/reason"]) == ("completed", "")
+    assert "result/test_loss" not in found.result and found.result["result/eval_loss"] == 2.5
+
+
 def test_a_study_is_sent_without_its_probes_and_dry_run_sends_nothing(make_run: Make, server: Server) -> None:
     study = make_run("demo/0").parent
     leave_header(study)
@@ -137,3 +158,82 @@ def test_rows_that_are_made_again_keep_their_place(make_run: Make) -> None:
     assert list(rows.fresh()) == []
     leave_lines(run, 4, start=2)
     assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(5, 500), (6, 600)]
+
+
+def test_rows_keep_their_place_also_where_the_file_has_grown_again_before_the_next_look(make_run: Make) -> None:
+    run = make_run(steps=4)
+    rows, metrics = Rows(run), run / "metrics.jsonl"
+    assert len(list(rows.fresh())) == 5
+    kept = metrics.read_text().splitlines(keepends=True)[:2]
+    leave_lines(run, 5, start=1)
+    again = metrics.read_text().splitlines()[5:]
+    metrics.write_text("".join(kept) + "".join(f"{line:120}\n" for line in again))  # to step 1, and on to step 6
+    assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(5, 500), (6, 600)]
+    leave_lines(run, 1, start=6)
+    assert [(index, row["train/tokens"]) for index, row in rows.fresh()] == [(7, 700)]
+
+
+def leave_lease(folder: Path, machine: str, pid: int, **more: object) -> Path:
+    path = folder / ".lease-1.json"
+    started = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 1.0
+    path.write_text(json.dumps({"machine": f"{machine} boot pid", "pid": pid, "started": started, **more}))
+    return path
+
+
+def state(run: Path) -> str:
+    (found,) = sync(run, dry_run=True)
+    return found.state
+
+
+def test_a_run_of_another_machine_is_running_while_its_study_touches_its_lease(make_run: Make) -> None:
+    run = make_run("demo/3/seed-1", "seed=1", ended=False)
+    leave_header(run.parents[1])
+    last = json.dumps({"time": 2.0, "host": "elsewhere", "pid": 1})
+    (run / "attempts.jsonl").write_text(last + "\n")
+    (run / "metrics.jsonl").unlink()
+    os.utime(run / "attempts.jsonl", (1.0, 1.0))
+    assert state(run) == "would send"
+    lease = leave_lease(run.parent, "elsewhere", 1)
+    assert state(run) == "running"
+    os.utime(lease, (1.0, 1.0))
+    assert state(run) == "would send", "its owner is dead"
+    leave_lease(run.parent, "elsewhere", 1, released=True)
+    assert state(run) == "would send"
+    leave_lease(run.parent, "elsewhere", 1)
+    leave_result(run)
+    assert state(run) == "would send", "a seed that has ended need not wait for the trial's others"
+
+
+def test_on_this_machine_the_owner_of_a_lease_is_asked(make_run: Make) -> None:
+    run, here = make_run("demo/3", ended=False), socket.gethostname()
+    leave_lease(run, here, os.getpid())
+    assert state(run) == "running"
+    leave_lease(run, here, 2**22 + 1)  # no process has so high a number
+    assert state(run) == "would send"
+
+
+def test_a_run_alone_on_another_machine_is_running_while_it_writes(make_run: Make) -> None:
+    run = make_run(ended=False)
+    (run / "attempts.jsonl").write_text(json.dumps({"time": 2.0, "host": "elsewhere", "pid": 1}) + "\n")
+    assert state(run) == "running"
+    for name in ("metrics.jsonl", "attempts.jsonl"):
+        os.utime(run / name, (1.0, 1.0))
+    assert state(run) == "would send"
+
+
+def test_a_run_on_this_machine_is_running_while_its_process_lives(make_run: Make, server: Server) -> None:
+    run = make_run(ended=False)
+    start = {"time": time.time(), "host": socket.gethostname(), "pid": os.getppid()}
+    (run / "attempts.jsonl").write_text(json.dumps(start) + "\n")
+    (sent,) = sync(run)
+    assert sent.state == "running" and "sync again" in sent.note and not server.runs and not (run / NOTE).exists()
+    leave_result(run)
+    assert state(run) == "would send"
+
+
+def test_a_run_that_has_only_settings_waits_and_one_that_was_dropped_does_not(make_run: Make) -> None:
+    run = make_run(ended=False)
+    (run / "attempts.jsonl").unlink()
+    assert state(run) == "running", "its id comes from its first start"
+    leave_result(run, "pruned")
+    assert state(run) == "would send"

@@ -68,7 +68,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         down: While set, every answer is an error that the client tries again.
-        refuse: Likewise, one that it does not.
+        loses: While set, rows are answered as taken, and are not kept.
     """
 
     daemon_threads = True
@@ -79,7 +79,7 @@ class Server(ThreadingHTTPServer):
         self.runs: dict[str, Run] = {}
         self.views: list[dict[str, Any]] = []
         self.asked: list[str] = []
-        self.down = False
+        self.down = self.loses = False
         self.lock = threading.Lock()
 
     @property
@@ -212,7 +212,10 @@ class Handler(BaseHTTPRequestHandler):
                 return
             pieces = self.path.strip("/").split("/")
             if pieces[-1] == "file_stream":
-                self.server.runs[pieces[-2]].stream(json.loads(body))
+                sent = json.loads(body)
+                if self.server.loses:
+                    sent["files"] = {}
+                self.server.runs[pieces[-2]].stream(sent)
             elif pieces[0] == "up":
                 self.server.runs[pieces[1]].files["/".join(pieces[2:])] = body
             self._answer({})

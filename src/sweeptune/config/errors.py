@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sweeptune.config.secrets import masked
+
 
 class ConfigError(Exception):
     """One or more settings are wrong; nothing has been loaded or written.
 
     Args:
-        problems: One sentence each: the value seen, what is allowed, the override that fixes it.
+        problems: One sentence each: the value seen, what is allowed, the override that fixes it. Passwords in addresses
+            are masked, whoever wrote the sentence.
 
     Example:
         >>> print(ConfigError(["method=lorra: no such option. Did you mean method=lora?"]))
@@ -18,7 +21,7 @@ class ConfigError(Exception):
     """
 
     def __init__(self, problems: Sequence[str] | str) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [masked(text) for text in ([problems] if isinstance(problems, str) else problems)]
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from sweeptune.config.compose import conf_dir, load, to_config, with_free_keys
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.read_space import default_name
 from sweeptune.config.schema import Config
+from sweeptune.config.secrets import masked
 from sweeptune.config.space import as_override
 from sweeptune.launch.spawn import read_if_there, spawn
 from sweeptune.launch.worker import EXIT_CODES
@@ -136,7 +137,7 @@ def compose_and_run(arguments: list[str]) -> None:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")  # type: ignore[untyped-decorator]
     def task(composed: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        command = shlex.join(["python", "train.py", *arguments])
+        command = masked(shlex.join(["python", "train.py", *arguments]))
         OUTCOME.records.append(execute(to_config(composed), folder, command))
         announce(OUTCOME.records[-1], folder)
 

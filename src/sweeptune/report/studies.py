@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeptune.config.errors import ConfigError
+from sweeptune.config.secrets import masked
 from sweeptune.tracking.record import RECORD, natural, read_record
 
 log = logging.getLogger("sweeptune")
@@ -156,6 +157,7 @@ def read_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     header = _header(folder)
+    header |= {"command": masked(str(header.get("command") or ""))}  # an earlier version may have left a password
     trials = tuple(sorted(_trials(folder / TRIALS).values(), key=lambda trial: trial.number))
     settings = header.get("study") or {}
     plan = _json(folder / "confirm" / "plan.json")

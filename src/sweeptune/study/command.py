@@ -15,6 +15,7 @@ from typing import Any
 from sweeptune.config.compose import compose, conf_from
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
+from sweeptune.config.secrets import masked
 from sweeptune.config.study_rules import chosen_sampler, pruning_trouble, search_problems
 from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
@@ -157,7 +158,7 @@ def _identity(overrides: Sequence[str], folder: Path) -> Identity:
     fixed = fixed_overrides(overrides)
     base = _base(fixed, space)
     settings = _resolved(base.study, space)
-    command = shlex.join(["python", "train.py", "--multirun", *overrides])
+    command = masked(shlex.join(["python", "train.py", "--multirun", *overrides]))
     return Identity(folder.name, command, tuple(fixed), base.seed, space, settings)
 
 

@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sweeptune.config.compose import conf_dir
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import StudyConfig
+from sweeptune.config.secrets import masked
 from sweeptune.study.ask import directions
 from sweeptune.study.database import claim, open_database, owner_of
 from sweeptune.study.space import Space
@@ -261,10 +262,12 @@ def _by_key(space: dict[str, Any]) -> dict[str, Any]:
 
 def _differing(part: str, known: dict[str, Any], wanted: dict[str, Any], free: Sequence[str]) -> list[str]:
     keys = dict.fromkeys([*known, *wanted])
+    # Masked, so that a database whose password was changed is the same one, and no message shows a password.
     return [
-        f"{part}.{key}: {json.dumps(known.get(key))} in the study, {json.dumps(wanted.get(key))} in this command"
+        f"{part}.{key}: {before} in the study, {now} in this command"
         for key in keys
-        if key not in free and known.get(key) != wanted.get(key)
+        for before, now in [[masked(json.dumps(values.get(key))) for values in (known, wanted)]]
+        if key not in free and known.get(key) != wanted.get(key) and before != now
     ]
 
 

@@ -35,10 +35,12 @@ def at_work(study: Path) -> Iterator[None]:
         'running'
     """
     own = study / COMMANDS / f"{os.getpid()}-{time.time_ns()}"
-    with Leases() as leases:
-        leases.take(own)
-        yield
-    shutil.rmtree(own, ignore_errors=True)  # nobody else's: it is named after this process
+    try:
+        with Leases() as leases:
+            leases.take(own)
+            yield
+    finally:
+        shutil.rmtree(own, ignore_errors=True)  # nobody else's: it is named after this process
 
 
 def set_over(study: Path, over: bool) -> None:

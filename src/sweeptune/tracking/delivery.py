@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.tracking.describe import figures, probe_record, row
+from sweeptune.tracking.describe import row, run_figures
 from sweeptune.tracking.files import write_json
 from sweeptune.tracking.record import RECORD, read_record
 from sweeptune.tracking.tracker import Card, Tracker
@@ -54,7 +54,8 @@ class Rows:
     """Reads metrics.jsonl as it grows.
 
     A run that ran out of memory in its optimiser cuts its metrics back to the checkpoint and makes the same steps
-    again: rows that were read before keep their place and are passed over.
+    again: rows that were read before keep their place and are passed over. Between two looks the file may be cut and
+    grow beyond where it was, so the last line that was read is looked at again, too.
 
     Args:
         folder: The run folder.
@@ -64,22 +65,22 @@ class Rows:
     def __init__(self, folder: Path, have: int = 0) -> None:
         self.path, self.sent = folder / METRICS, have
         self._offset, self._index = 0, 0
+        self._last = b""
         self._before: dict[str, Any] | None = None
 
     def fresh(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows that have come since the last call, each with its place; a half-written line waits for its end."""
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
+        if not self.path.exists():
             return
-        if size < self._offset:
-            self._offset, self._index, self._before = 0, 0, None
         with self.path.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(self._offset - len(self._last))
+            if file.read(len(self._last)) != self._last:
+                self._offset, self._index, self._last, self._before = 0, 0, b"", None
+                file.seek(0)
             for text in file:
                 if not text.endswith(b"\n"):
                     break
-                self._offset += len(text)
+                self._offset, self._last = self._offset + len(text), text
                 line = _object(text)
                 if line is None:
                     continue
@@ -108,7 +109,7 @@ def conclude(folder: Path, tracker: Tracker, *, own: bool = True, gone_on: int |
         tracker.summary({"result/status": "interrupted", "result/reason": reason, "result/failed": 0})
         tracker.finish(ok=False)
         return
-    tracker.summary(figures(record, probe_record(folder)))
+    tracker.summary(run_figures(folder, record))
     tracker.artifact(folder / RECORD)
     tracker.finish(ok=record["status"] in ("completed", "pruned"))
 
@@ -127,19 +128,19 @@ def read_note(folder: Path) -> Note | None:
         return None
 
 
-def is_complete(folder: Path, card: Card, server: str, prefix: str) -> bool:
+def is_complete(folder: Path, card: Card, server: str) -> bool:
     """Whether a run has been sent whole, with the record that it has now.
 
     Args:
         folder: The run folder.
-        card: Says what it would be sent as.
+        card: Says what it would be sent as, and where to; without an entity, any will do.
         server: Address it would be sent to.
-        prefix: ``entity/project/`` or ``/project/``: what the path of the run must contain.
     """
     note = read_note(folder)
     if note is None or (note.id, note.server, note.record) != (card.id, server, digest(folder)):
         return False
-    return prefix in f"/{note.path}" and note.rows >= count_rows(folder)
+    project = f"/{card.entity}/{card.project}/" if card.entity else f"/{card.project}/"
+    return project in f"/{note.path}" and note.rows >= count_rows(folder)
 
 
 def count_rows(folder: Path) -> int:

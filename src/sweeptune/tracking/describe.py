@@ -180,12 +180,16 @@ def row(line: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, 
     return {key: value for key, value in found.items() if value is not None}
 
 
-def figures(record: Mapping[str, Any], probe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def figures(
+    record: Mapping[str, Any], probe: Mapping[str, Any] | None = None, *, confirms: bool = False
+) -> dict[str, Any]:
     """Final figures, ``result/*``: what the study's own table says.
 
     Args:
         record: The run's.
         probe: The record of the probe that measured memory and speed alone on the device; None: the run did.
+        confirms: Whether the run confirms a trial. It shares its device, and evaluates other rows than a probe does:
+            its memory and speed stand apart, as ``result/own_*``, where no panel takes them for a probe's.
     """
     cost = probe or record
     found = {f"result/{key}": record["eval"].get(key) for key in (*RESULTS["eval"], *MERGED)}
@@ -193,13 +197,25 @@ def figures(record: Mapping[str, Any], probe: Mapping[str, Any] | None = None) -
     if record["test"]:
         found |= {"result/test_loss": record["test"].get("loss")}
         found |= {"result/test_bits_per_byte": record["test"].get("bits_per_byte")}
+    own = "own_" if confirms else ""
     for part in ("memory", "speed"):
-        found |= {f"result/{key}": cost[part].get(key) for key in RESULTS[part]}
+        found |= {f"result/{own}{key}": cost[part].get(key) for key in RESULTS[part]}
     found |= {f"result/{key}": record["train"].get(key) for key in RESULTS["train"]}
     found |= {f"result/{key}_params": cost["params"].get(key) for key in ("trainable", "total")}
     failed = record["status"] not in ("completed", "pruned", "interrupted")
-    found |= {"result/status": record["status"], "result/reason": record["reason"], "result/failed": int(failed)}
+    # The reason is there without one, too: an earlier one of the same attempt must not stay.
+    found |= {"result/status": record["status"], "result/reason": record["reason"] or "", "result/failed": int(failed)}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def run_figures(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """`figures` of a run where it stands in its study.
+
+    Args:
+        folder: The run folder.
+        record: Its record.
+    """
+    return figures(record, probe_record(folder), confirms=place(folder).kind == "confirm")
 
 
 def probe_record(folder: Path) -> dict[str, Any] | None:

@@ -22,10 +22,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
-from sweeptune.tracking.delivery import LOCK, LOG, Rows, conclude, write_note
+from sweeptune.tracking.delivery import LOCK, LOG, Rows, conclude, is_complete, write_note
 from sweeptune.tracking.describe import attempts, card, read_settings
 from sweeptune.tracking.record import RECORD
+from sweeptune.tracking.tracker import Card
 from sweeptune.tracking.wandb_run import WandbTracker, goes_online, has_key, server
 
 log = logging.getLogger("sweeptune")
@@ -127,16 +129,53 @@ def wait_for_senders(folders: Sequence[Path], seconds: float = WAIT_S) -> list[P
     return left
 
 
-def await_senders(folders: Sequence[Path], root: Path) -> None:
-    """Wait for senders, and say so where some need longer.
+def await_senders(folders: Sequence[Path], root: Path, seconds: float = WAIT_S) -> None:
+    """Wait for senders, and say what has not arrived by then.
+
+    A sender that gave up or was killed holds no lock any more, and may have found nobody to tell: so the note of what
+    the server has confirmed is asked, which is each run's own.
 
     Args:
         folders: Run folders.
         root: What the user would give to ``sweeptune sync``.
+        seconds: How long to wait for all of them together.
     """
-    if left := wait_for_senders(folders):
-        words = "W&B: %d of %d runs are not there yet; should they not arrive: sweeptune sync %s"
-        log.warning(words, len(left), len(folders), root)
+    busy = wait_for_senders(folders, seconds)
+    if not goes_online("wandb"):  # nothing was to be sent now, which has been said
+        return
+    wanted = {folder: known for folder in folders if (known := _wants_wandb(folder)) is not None}
+    missing = [folder for folder, known in wanted.items() if not is_complete(folder, known, server())]
+    if not missing:
+        return
+    untrained = sum(_never_trained(folder) for folder in missing)
+    counts = {
+        "still being sent": sum(folder in busy for folder in missing),
+        "ended without training, so without a sender": untrained,
+    }
+    log.log(
+        logging.INFO if untrained == len(missing) else logging.WARNING,
+        "W&B: %d of %d runs are not on %s%s. sweeptune sync %s sends what is missing (%s in a run folder says why)",
+        len(missing),
+        len(wanted),
+        server(),
+        "".join(f", {count} of them {what}" for what, count in counts.items() if count),
+        root,
+        LOG,
+    )
+
+
+def _never_trained(folder: Path) -> bool:
+    """Whether its study ended it before a worker began, as one that cannot keep a limit."""
+    return (folder / RECORD).exists() and not any((folder / name).exists() for name in (LOG, "attempts.jsonl"))
+
+
+def _wants_wandb(folder: Path) -> Card | None:
+    """What a run is for W&B, where it was to be sent while it trained."""
+    try:
+        wanted = (read_settings(folder).get("tracker") or {}).get("name") == "wandb"
+        return card(folder) if wanted else None
+    except ConfigError:
+        return None  # `sweeptune sync` names it
 
 
 def offline_words(root: Path) -> str:

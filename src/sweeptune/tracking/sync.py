@@ -12,23 +12,30 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from filelock import FileLock, Timeout
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.tracker_rules import has_wandb
-from sweeptune.tracking.delivery import LOCK, Rows, conclude, count_rows, is_complete, write_note
+from sweeptune.tracking.delivery import LOCK, METRICS, Rows, conclude, count_rows, is_complete, write_note
 from sweeptune.tracking.describe import card as describe
 from sweeptune.tracking.record import RECORD, natural
 from sweeptune.tracking.tracker import Card
 from sweeptune.tracking.wandb_run import WandbTracker, has_key, server
 
+STARTS = "attempts.jsonl"
+QUIET_S = 600.0
+"""A run of another machine, without a study, that has written nothing for so long has ended."""
+LEASE_S = 90.0
+"""Likewise the lease of a study: `sweeptune.study.lease.STALE_S`."""
 State = Literal["sent", "there", "would send", "busy", "running", "unreadable"]
 
 
@@ -138,8 +145,7 @@ def _one(folder: Path, project: str | None, entity: str | None, *, dry_run: bool
 
 def _nothing_to_send(folder: Path, known: Card) -> Sent | None:
     """Why a run needs no sending now; None where it does."""
-    prefix = f"/{known.entity}/{known.project}/" if known.entity else f"/{known.project}/"
-    if is_complete(folder, known, server(), prefix):
+    if is_complete(folder, known, server()):
         return Sent(folder, "there", known.id)
     if is_running(folder):
         return Sent(folder, "running", known.id, note="it has not ended; sync again when it has")
@@ -167,17 +173,58 @@ def _send(folder: Path, known: Card) -> Sent:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether the last start of a run has left no record yet, and its process lives on this machine."""
-    starts, record = folder / "attempts.jsonl", folder / RECORD
+    """Whether a run may still get rows, or a record: sending it now would end it in W&B while it goes on.
+
+    Its process is asked where it is on this machine. Elsewhere only files tell: its study touches the lease of a trial
+    every few seconds, and a run alone writes its metrics.
+    """
+    record, last = folder / RECORD, _last_start(folder)
+    if last is None:
+        return not record.exists()  # a study drops trials that never start; everything else is still importing torch
+    if record.exists() and record.stat().st_mtime >= last["time"] - 0.01:
+        return False
+    if _is_leased(folder):
+        return True
+    if last["host"] != socket.gethostname():
+        return any(_touched_within(folder / name, QUIET_S) for name in (METRICS, STARTS))
+    return last["pid"] != os.getpid() and _lives(last["pid"], last["time"] + 1)
+
+
+def _last_start(folder: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's starts."""
+    path = folder / STARTS
+    for text in reversed(path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
+        with suppress(ValueError, KeyError, TypeError):
+            found = json.loads(text)
+            return {key: found[key] for key in ("time", "host", "pid")}
+    return None
+
+
+def _is_leased(folder: Path) -> bool:
+    """Whether a study works on a run, or on the trial that it is a seed of (`sweeptune.study.lease`)."""
+    for place in (folder, folder.parent):
+        leases = sorted(place.glob(".lease-*.json"), key=natural)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if leases and _touched_within(leases[-1], LEASE_S):
+                owner = json.loads(leases[-1].read_text(encoding="utf-8"))
+                if not owner.get("released"):
+                    elsewhere = owner["machine"].partition(" ")[0] != socket.gethostname()
+                    return elsewhere or _lives(owner["pid"], owner["started"] + 1)
+    return False
+
+
+def _touched_within(path: Path, seconds: float) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime < seconds
+    return False
+
+
+def _lives(pid: int, begun_before: float) -> bool:
+    """Whether a process of this machine is still there; its number alone may have a new holder."""
     try:
-        last = json.loads(starts.read_text(encoding="utf-8").splitlines()[-1])
-        if record.exists() and record.stat().st_mtime >= last["time"] - 0.01:
-            return False
-        if last["host"] != socket.gethostname() or last["pid"] == os.getpid():
-            return False
-        process = psutil.Process(last["pid"])
-        return process.create_time() <= last["time"] + 1 and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, ValueError, KeyError, IndexError, psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return bool(process.create_time() <= begun_before and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 

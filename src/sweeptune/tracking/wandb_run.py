@@ -118,7 +118,14 @@ class WandbTracker:
         self._logged = index + 1
 
     def summary(self, figures: dict[str, Any]) -> None:
-        """Write final figures under their own names, so that no aggregate of a metric stands in their place."""
+        """Write final figures under their own names, so that no aggregate of a metric stands in their place.
+
+        Those that an earlier end of the same run left, and this one has not, are taken away.
+        """
+        known = list(self._run.summary.keys())
+        for key in known:
+            if key.startswith("result/") and key not in figures:
+                del self._run.summary[key]
         self._run.summary.update(figures)
 
     def artifact(self, path: Path) -> None:

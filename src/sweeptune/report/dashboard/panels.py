@@ -7,7 +7,7 @@ never an aggregate of a metric that W&B keeps (``summary="min"`` would turn the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
@@ -18,6 +18,7 @@ from sweeptune.tracking.describe import STUDY_KEY
 WIDTH, HEIGHT, COLUMNS = 12, 9, 2
 """Of a panel, in units of W&B's grid of 24 columns."""
 METHOD = "method.name"
+Runs = Literal["search", "failed", "confirm"]
 LOSS, MEMORY, SPEED = "result/eval_loss", "result/peak_memory_gib", "result/tokens_per_s"
 
 
@@ -28,12 +29,12 @@ class Group:
     Attributes:
         name: The heading.
         panels: In reading order.
-        failed: Whether they are about runs that failed; else about those that did not.
+        runs: What they are about: runs of the search that did not fail, runs that failed, or confirmations.
     """
 
     name: str
     panels: list[Any]
-    failed: bool = False
+    runs: Runs = "search"
 
 
 def groups(story: Story) -> list[Group]:
@@ -47,22 +48,43 @@ def groups(story: Story) -> list[Group]:
         Group("Speed and memory", _placed([*_bars(), _over_tokens("mem/peak_gib", "Peak memory so far, GiB")])),
         Group("Settings", _placed([_parallel(story), wr.ParameterImportancePlot(with_respect_to=LOSS)])),
         Group("Against the baseline", _placed([wr.RunComparer(diff_only="split")], columns=1)),
-        Group("Failures", _placed([_failures(), wr.MarkdownPanel(markdown=story.failures)]), failed=True),
+        Group("Failures", _placed([_failures(), wr.MarkdownPanel(markdown=story.failures)]), "failed"),
     ]
 
 
-def filters(story: Story, *, failed: bool | None = None) -> expr.And:
+def confirmation() -> Group:
+    """Runs on unseen seeds: for the report only, because a workspace shows the same runs in every section."""
+    test = wr.BarPlot(
+        title="Test loss on unseen seeds: mean and range by method",
+        metrics=["result/test_loss"],
+        groupby=wr.Config(METHOD),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+    )
+    return Group("Confirmation", _placed([_curve("eval/loss"), test]), "confirm")
+
+
+def filters(story: Story, runs: Runs | None = None) -> expr.And:
     """Which runs of the project are shown.
+
+    Confirmations repeat the best settings, on devices that they share: among the search's runs they would weigh down
+    means of speed and memory, and let the winners count several times where settings are compared.
 
     Args:
         story: The study's.
-        failed: Only runs that failed, or only those that did not; None: both.
+        runs: Only those; None: of the search, failed or not.
     """
     found = [
         expr.Config(STUDY_KEY) == story.key,
         expr.Summary("result/status") != "interrupted",  # a later attempt went on, and has its rows
     ]
-    return expr.And(*found, *([] if failed is None else [expr.Summary("result/failed") == int(failed)]))
+    if runs == "confirm":
+        found.append(expr.Metric("JobType") == "confirm")
+    elif runs != "failed":  # a confirmation that failed is a failure like any other
+        found.append(expr.Metric("JobType") != "confirm")
+    if runs is not None:
+        found.append(expr.Summary("result/failed") == int(runs == "failed"))
+    return expr.And(*found)
 
 
 def _scatter(story: Story) -> wr.ScatterPlot:

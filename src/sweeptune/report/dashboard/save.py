@@ -133,7 +133,7 @@ def _workspace(story: Story, entity: str, project: str) -> Any:
 
     words = [f"# {escape(story.name)}", *map(escape, (story.title, *story.verdict)), story.methods]
     verdict = ws.Section("Verdict", panels=[wr.MarkdownPanel(markdown="\n\n".join(words))], is_open=True)
-    sections = [ws.Section(group.name, panels=group.panels, is_open=not group.failed) for group in groups(story)]
+    sections = [ws.Section(group.name, panels=group.panels, is_open=group.runs != "failed") for group in groups(story)]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -152,13 +152,12 @@ def _workspace(story: Story, entity: str, project: str) -> Any:
 def _report(story: Story, entity: str, project: str, *, asks: bool) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    from sweeptune.report.dashboard.panels import filters, groups
+    from sweeptune.report.dashboard.panels import confirmation, filters, groups
 
     place = {"entity": entity, "project": project} if asks else {}
     blocks: list[Any] = [wr.H2("Verdict"), *(wr.P(line) for line in story.verdict), wr.MarkdownBlock(story.methods)]
-    for group in groups(story):
-        name = "failed" if group.failed else "runs"
-        runs = wr.Runset(name=name, filters=filters(story, failed=group.failed), **place)
+    for group in [*groups(story), confirmation()]:
+        runs = wr.Runset(name=group.runs, filters=filters(story, group.runs), **place)
         blocks += [wr.H2(group.name), wr.PanelGrid(runsets=[runs], panels=group.panels)]
     blocks += [wr.H2("Again"), wr.CodeBlock(code=story.command, language="python")]
     return wr.Report(
