@@ -74,3 +74,11 @@ def test_memory_and_speed_are_those_of_the_probe(tmp_path: Path) -> None:
         assert line["tokens_per_s"] == probe["speed"]["tokens_per_s"] != own["speed"]["tokens_per_s"]
         assert line["eval_loss"] == own["eval"]["loss"]
         assert line["tokens"] == own["train"]["tokens"], "the probe's tokens are nobody's"
+
+
+def test_a_study_that_goes_on_says_how_much_of_it_is_done(tmp_path: Path) -> None:
+    grid = ["optim.lr=1e-4,2e-4,3e-4", "study.probe_steps=0", "study.name=s"]
+    first = run(tmp_path, *grid, "study.trials=2")
+    assert "study s: 2 trials in multirun/s\n" in first.stderr and "(2 of 2)" in first.stderr
+    again = run(tmp_path, *grid, "study.trials=3")
+    assert "study s: 3 trials in multirun/s, 2 done\n" in again.stderr and "(3 of 3)" in again.stderr

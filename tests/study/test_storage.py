@@ -61,11 +61,6 @@ sys.exit(sum(map(bool, ended)))
 """
 
 
-def test_a_database_is_made_by_one_of_those_that_open_it_at_once(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", OPEN], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 DIFFERENT = """
 import os, sys, time
 from pathlib import Path
@@ -87,8 +82,9 @@ sys.exit(sum(map(bool, ended)))
 """
 
 
-def test_different_studies_that_begin_at_once_make_one_database(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", DIFFERENT], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+@pytest.mark.parametrize(("code", "timeout"), [(OPEN, 60), (DIFFERENT, 90)], ids=["one study", "different studies"])
+def test_processes_that_begin_at_once_make_one_database(tmp_path: Path, code: str, timeout: float) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
 
 

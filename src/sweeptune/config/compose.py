@@ -77,11 +77,7 @@ def compose_raw(overrides: Sequence[str]) -> DictConfig:
     try:
         with _hydra_of_our_own():
             return hydra_compose(CONFIG_NAME, with_free_keys(overrides), return_hydra_config=True)
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        ValueError,
-    ) as error:  # OmegaConf's own where a list has no such key
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last where a list has no such key
         raise ConfigError(f"Hydra cannot compose this: {' '.join(str(error).split())}") from error
 
 

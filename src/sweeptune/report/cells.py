@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 UNKNOWN = "-"
+SHARED = "~"
+"""Before a speed that was not measured alone on the device."""
 WIDE = 140
 """Characters a line where the output is no terminal, so that a log holds the whole table."""
 
@@ -15,6 +18,19 @@ WIDE = 140
 def figure(value: float | None, form: str) -> str:
     """A number in a format, or a dash: ``figure(2.5, ".3f")`` is ``2.500``."""
     return UNKNOWN if value is None else format(value, form)
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """From the smallest to the largest, once where they look alike: ``6.68 to 9.15``; a dash where there is none."""
+    if not values:
+        return UNKNOWN
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def speed(tokens_per_s: float | None, shared: bool) -> str:
+    """Tokens a second, marked where something else used the device: ``~2,821``."""
+    return (SHARED if shared and tokens_per_s is not None else "") + figure(tokens_per_s, ",.0f")
 
 
 def plain(value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from sweeptune.report.cells import stdout_console
+from sweeptune.report.cells import span, stdout_console
 from sweeptune.report.recommend import Candidate, Recommendation
 from sweeptune.report.sheet import portable, print_words
 from sweeptune.report.studies import Study
@@ -87,7 +87,4 @@ def _loss(candidate: Candidate) -> str:
 
 
 def _span(values: tuple[float, float] | None, form: str) -> str:
-    if values is None:
-        return "unknown"
-    low, high = (format(value, form) for value in values)
-    return low if low == high else f"{low} to {high}"
+    return "unknown" if values is None else span(values, form)

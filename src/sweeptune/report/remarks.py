@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from sweeptune.report.cells import SHARED
 from sweeptune.report.compare import ABSENT, Comparison
 
-BEST, SHARED = "*", "~"
-"""Marks that read without colour: the best figure of its set, and a speed measured on a busy device."""
+BEST = "*"
+"""The best figure of its set, in a mark that reads without colour."""
 
 
 def remarks(comparison: Comparison, best: str = BEST) -> list[str]:

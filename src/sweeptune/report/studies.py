@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class Trial:
     def counts(self) -> bool:
         """Whether it is one of ``study.trials``."""
         return self.kind in ("baseline", "trial")
+
+    @property
+    def shared(self) -> bool:
+        """Whether something else used the device while it was timed."""
+        return self.exclusive is False
 
     @property
     def eligible(self) -> bool:
@@ -126,15 +132,19 @@ class Study:
 
         They differ: with other seeds rows come in another order, and memory falls into other pieces.
         """
-        alike = {
-            method
-            for method, number in self.planned.items()
-            if number == trial.number
-            or (trial.cost_class and (same := self.trial(number)) and same.cost_class == trial.cost_class)
-        }
         own = [trial.peak_memory_gib] if trial.peak_memory_gib is not None else []
-        runs = [run for run in self.confirmed if run.method in alike and run.status == "completed"]
-        return own + [peak for run in runs if (peak := run.record["memory"]["peak_memory_gib"]) is not None]
+        return own + self._confirmed_peaks.get(trial.cost_class or trial.number, [])
+
+    @cached_property
+    def _confirmed_peaks(self) -> dict[str | int, list[float]]:
+        """Peaks of completed confirmation runs, by the cost class of the trial that they repeat, else by its number."""
+        found: dict[str | int, list[float]] = {}
+        for run in self.confirmed:
+            trial = self.trial(self.planned.get(run.method, -1))
+            peak = run.record["memory"]["peak_memory_gib"]
+            if trial is not None and run.status == "completed" and peak is not None:
+                found.setdefault(trial.cost_class or trial.number, []).append(peak)
+        return found
 
 
 def is_study(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from sweeptune.config.study_rules import grows
-from sweeptune.report.cells import UNKNOWN, clock, count, figure, plain
+from sweeptune.report.cells import SHARED, UNKNOWN, clock, count, figure, plain, span, speed
 from sweeptune.report.findings import Predictions, find_failures, find_front, find_predictions
 from sweeptune.report.remarks import clean
 from sweeptune.report.sheet import Cell, Column, Sheet
@@ -19,7 +19,7 @@ from sweeptune.report.words import bounds
 from sweeptune.tracking.record import WARMUP_STEPS
 
 FRONT = "Pareto front"
-SHARED = "~: something else used the device meanwhile, so it is no measure of speed"
+NOT_ALONE = f"{SHARED}: something else used the device meanwhile, so it is no measure of speed"
 FEW = 10
 """Timed steps below which a speed is not to be trusted."""
 MANY = 20
@@ -101,8 +101,8 @@ def _arm_cells(study: Study, arm: Arm, judged: bool, leads: bool) -> list[Cell]:
     if judged:
         cells.append(Cell(_interval(arm.loss), strong, leads))
     cells.append(Cell(_search(best, arm.merged)))
-    cells += [Cell(figure(best.bits_per_byte, ".3f")), Cell(_range(study.peaks(best)))]
-    return [*cells, Cell(_speed(best)), Cell(count(best.trainable)), Cell(_tuned(arm))]
+    cells += [Cell(figure(best.bits_per_byte, ".3f")), Cell(span(study.peaks(best), ".2f"))]
+    return [*cells, Cell(speed(best.tokens_per_s, best.shared)), Cell(count(best.trainable)), Cell(_tuned(arm))]
 
 
 def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
@@ -119,11 +119,11 @@ def _methods_notes(study: Study, verdict: Verdict) -> list[str]:
         notes.append(f"eval loss: {_number(len(verdict.seeds), 'seed')} ({seeds}); each method had one configuration")
     if any(arm.loss and arm.loss.half is not None for arm in verdict.arms):
         notes.append("±: 95 % t-interval over seeds; a seed's luck is shared, so compare pairs, not these")
-    shared = any(arm.best and arm.best.exclusive is False for arm in verdict.arms)
+    shared = any(arm.best and arm.best.shared for arm in verdict.arms)
     if verdict.split != "eval":
         alone = "" if shared else "; peak and speed are measured alone on the device"
         notes.append(f"search: the lowest of several, so it flatters{alone}")
-    notes += [SHARED] if shared else []
+    notes += [NOT_ALONE] if shared else []
     if any(arm.best and len(study.peaks(arm.best)) > 1 for arm in verdict.arms):
         notes.append(
             "peak: of the search, to the highest of the confirmation runs that cost the same: rows in another order"
@@ -168,7 +168,7 @@ def front_sheet(study: Study, most: int | None) -> Sheet:
         values = [trial.values[name] for name in study.objectives]
         cells = [Cell(str(trial.number)), Cell(trial.method), Cell(settings(trial))]
         cells += [Cell(figure(value, _form(name))) for name, value in zip(study.objectives, values, strict=True)]
-        cells += [] if "tokens_per_s" in study.objectives else [Cell(_speed(trial))]
+        cells += [] if "tokens_per_s" in study.objectives else [Cell(speed(trial.tokens_per_s, trial.shared))]
         rows.append(tuple(cells))
     notes = (
         [f"{len(found.trials) - len(shown)} more between these: --markdown"] if len(shown) < len(found.trials) else []
@@ -203,7 +203,7 @@ def trials_sheet(study: Study) -> Sheet:
     rows, styles = [], []
     for trial in (trial for trial in study.trials if trial.counts):
         cells = [str(trial.number), trial.method, settings(trial), trial.status, figure(trial.eval_loss, ".4f")]
-        cells += [figure(trial.peak_memory_gib, ".2f"), _speed(trial), clock(trial.seconds)]
+        cells += [figure(trial.peak_memory_gib, ".2f"), speed(trial.tokens_per_s, trial.shared), clock(trial.seconds)]
         rows.append(tuple(map(Cell, cells)))
         styles.append("" if trial.status == "completed" else "dim")
     return Sheet("Trials of the search", columns, tuple(rows), styles=tuple(styles))
@@ -225,8 +225,8 @@ def memory_sheet(study: Study) -> Sheet:
         own = [point for point in found.points if point.method == method]
         errors = sorted((point.error for point in own if point.error is not None), key=abs)
         if errors:
-            cells = [method, str(len(own)), _range([point.predicted_gib for point in own])]
-            cells += [_range([p.measured_gib for p in own if p.measured_gib is not None])]
+            cells = [method, str(len(own)), span([point.predicted_gib for point in own], ".2f")]
+            cells += [span([p.measured_gib for p in own if p.measured_gib is not None], ".2f")]
             cells += [f"{100 * median(map(abs, errors)):.1f} %", f"{100 * errors[-1]:+.1f} %"]
             rows.append(tuple(map(Cell, cells)))
     return Sheet("Peak memory, predicted against measured", columns, tuple(rows), tuple(_memory_notes(found)))
@@ -326,12 +326,6 @@ def _form(name: str) -> str:
     return FIGURES[name][0] if name in FIGURES else ",.0f" if grows(name) else ".4f"
 
 
-def _speed(trial: Trial) -> str:
-    """Tokens a second; with a ~ where something else used the device."""
-    text = figure(trial.tokens_per_s, ",.0f")
-    return f"~{text}" if trial.exclusive is False and text != UNKNOWN else text
-
-
 def _timing(study: Study) -> list[str]:
     """Where probes were so short that their speed says little."""
     steps = (study.header.get("study") or {}).get("probe_steps")
@@ -339,14 +333,6 @@ def _timing(study: Study) -> list[str]:
         return []
     timed = _number(steps - WARMUP_STEPS, "timed step")
     return [f"tokens/s: of {timed} a probe (study.probe_steps={steps}, {WARMUP_STEPS} warm up), too few to rank by"]
-
-
-def _range(values: list[float]) -> str:
-    """From the smallest to the largest, once where they look alike."""
-    if not values:
-        return UNKNOWN
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _spread(trials: tuple[Trial, ...], most: int | None) -> list[Trial]:

@@ -19,9 +19,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from sweeptune.report.cells import clock, count, escape, figure, markdown_row, no_formula, plain, stdout_console
+from sweeptune.report.cells import clock, count, escape, figure, markdown_row, no_formula, plain, speed, stdout_console
 from sweeptune.report.compare import Comparison, Run
-from sweeptune.report.remarks import BEST, SHARED, clean, remarks
+from sweeptune.report.remarks import BEST, clean, remarks
 
 Form = Literal["table", "markdown", "csv", "json"]
 
@@ -220,8 +220,7 @@ def _loss(run: Run) -> str:
 
 
 def _speed(run: Run) -> str:
-    shared = run.tokens_per_s is not None and run.exclusive is not True
-    return (SHARED if shared else "") + figure(run.tokens_per_s, ",.0f")
+    return speed(run.tokens_per_s, run.exclusive is not True)
 
 
 def _percent(run: Run) -> str:

@@ -177,8 +177,8 @@ def _more_seeds(study: Study, verdict: Verdict, opened: list[Pair], methods: int
     lines = [f"so few seeds would find a difference of {max(smallest):.3f} nat in 80 % of studies"] if smallest else []
     if not known:
         return [*lines, "more seeds are unlikely to decide what is open: the differences are too small for the noise"]
-    decides = f"{'all' if len(known) == len(opened) else len(known)} of the {len(opened)} open pairs"
-    decides = "the open pair" if len(opened) == 1 else decides.replace("all of the", "all")
+    several = f"all {len(opened)}" if len(known) == len(opened) else f"{len(known)} of the {len(opened)}"
+    decides = "the open pair" if len(opened) == 1 else f"{several} open pairs"
     lines.append(f"to decide {decides}: {confirm_command(study, max(known))}")
     return lines
 

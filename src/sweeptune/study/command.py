@@ -21,7 +21,7 @@ from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.grid import firsts, from_header, merge, rest
 from sweeptune.study.space import Point, Space, fixed_overrides, read_space
-from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
+from sweeptune.study.store import Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import compose_trial, flat
 from sweeptune.study.working import at_work, set_over
 from sweeptune.tracking.follow import await_senders, offline_words
@@ -120,7 +120,7 @@ def confirm(folder: Path, seeds: int | None = None) -> Ended:
 
 def _counted(store: Store) -> int:
     store.refresh()
-    return sum(line["kind"] in COUNTING for line in store.trials.values())
+    return store.counted
 
 
 def _work(store: Store, identity: Identity) -> Ended:
@@ -132,7 +132,7 @@ def _work(store: Store, identity: Identity) -> Ended:
     if settings.sampler == "grid":
         points = len(rest(identity.space, merged)) + len(firsts(identity.space, settings, merged))
         total = min(total or points, points)
-    done = sum(line["kind"] in COUNTING for line in store.trials.values())
+    done = _counted(store)
     log.info("study %s: %s trials in %s%s", identity.name, total or "?", store.folder, f", {done} done" if done else "")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))

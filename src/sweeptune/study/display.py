@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from sweeptune.study.store import COUNTING
 from sweeptune.tracking.console import console
 
 log = logging.getLogger("sweeptune")
@@ -105,7 +104,7 @@ class Display:
         return table
 
     def _summary(self, engine: Any) -> str:
-        done = sum(line["kind"] in COUNTING for line in engine.store.trials.values())
+        done = engine.store.counted
         words = f"{done} of {self.total} trials" if self.total else f"{done} trials"
         failed = sum(line["status"] not in ("completed", "pruned") for line in engine.store.trials.values())
         words += f", {failed} failed" if failed else ""

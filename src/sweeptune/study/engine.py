@@ -36,7 +36,7 @@ from sweeptune.study.pruning import Pruner
 from sweeptune.study.queue import Queue
 from sweeptune.study.slots import Slot, find_slots
 from sweeptune.study.space import Space
-from sweeptune.study.store import COUNTING, Store
+from sweeptune.study.store import Store
 from sweeptune.study.trial import (
     Trial,
     joined,
@@ -305,7 +305,7 @@ class Engine:
         asking.tell(self.study, trial.number, line, self.settings)
         self.weights.keep_best()
         self.leases.release(trial.lease)
-        self.display.finished(line, sum(known["kind"] in COUNTING for known in self.store.trials.values()))
+        self.display.finished(line, self.store.counted)
 
     def _forget(self, unit: Unit) -> None:
         """Another process went on in our place, because it took us for dead: leave everything to it."""

@@ -193,6 +193,11 @@ class Store:
                     study.set_metric_names(list(settings.objectives))
         return study
 
+    @property
+    def counted(self) -> int:
+        """Trials that have ended and count as such, as far as this process has read."""
+        return sum(line["kind"] in COUNTING for line in self.trials.values())
+
     def refresh(self) -> None:
         """Read the lines that this or another process has added to trials.jsonl."""
         path = self._lines.path

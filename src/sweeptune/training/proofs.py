@@ -18,12 +18,12 @@ from sweeptune.training.loss import token_nll
 
 # Allowed relative error per compute precision.
 TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
-# How many random directions are tried, and the loss changes aimed at, in nats per token, until one agrees: large
-# against rounding (bf16 adds about 0.01 nats of noise to any change), small against curvature (a model that has learned
-# nothing yet, or too fast, curves a lot). A wrong gradient is wrong at every length.
 # Rows of a proof, and of the second one where the first fails: more loss tokens average the noise out, and a wrong
 # gradient is wrong on any rows.
 PROOF_ROWS = {torch.float32: (1,), torch.bfloat16: (16, 64), torch.float16: (16, 64)}
+# How many random directions are tried, and the loss changes aimed at, in nats per token, until one agrees: large
+# against rounding (bf16 adds about 0.01 nats of noise to any change), small against curvature (a model that has learned
+# nothing yet, or too fast, curves a lot). A wrong gradient is wrong at every length.
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
 CHANGES = {torch.float32: (0.02, 0.005, 0.001, 0.0002)} | dict.fromkeys(
     (torch.bfloat16, torch.float16), (0.1, 0.05, 0.03, 0.02)

@@ -59,15 +59,15 @@ def newest(folder: Path) -> tuple[Config, Path]:
     """
     config = load(folder / "config.yaml")
     found = find_checkpoints(folder)
-    record = read_record(folder) if not found and (folder / RECORD).exists() else None
+    if found:
+        return config, found[-1]
+    record = read_record(folder) if (folder / RECORD).exists() else None
     if record is not None and record["status"] == "completed":
         raise ConfigError(
             f"{folder}: completed, but its weights were not kept (study.keep_weights=best keeps those of each method's "
             f"best). Train it again: {record['command']}"
         )
-    if not found:
-        raise ConfigError(f"{folder}: has no checkpoint yet; let it train, or continue it with resume={folder}")
-    return config, found[-1]
+    raise ConfigError(f"{folder}: has no checkpoint yet; let it train, or continue it with resume={folder}")
 
 
 def load_base(config: Config) -> PreTrainedModel:

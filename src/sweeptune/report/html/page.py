@@ -160,7 +160,7 @@ def _arm(study: Study, arm: Arm, record: Mapping[str, Any]) -> dict[str, Any]:
         "peak": best.peak_memory_gib if best else None,
         "peak_high": max(study.peaks(best), default=None) if best else None,
         "speed": best.tokens_per_s if best else None,
-        "shared": best is not None and best.exclusive is False,
+        "shared": best is not None and best.shared,
         "mfu": best.mfu if best else None,
         "trainable": best.trainable if best else None,
         "hours": records.training_hours(study, best, record) if best else None,
@@ -220,7 +220,7 @@ def _trial(trial: Trial, front: Front) -> dict[str, Any]:
     made = texts | known | {"x": settings(trial), "p": visible(swept(trial)), "c": trial.command}
     made |= {"r": clean(trial.reason)} if trial.reason else {}
     made |= {"e": 1} if trial.eligible else {}
-    made |= {"o": 1} if trial.exclusive is False else {}
+    made |= {"o": 1} if trial.shared else {}
     return made | ({"f": 1} if trial in front.trials else {})
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeptune.report.cells import UNKNOWN, count, figure
+from sweeptune.report.cells import UNKNOWN, count, figure, span, speed
 from sweeptune.report.html.markup import MINUS, NONE, cell_html, notes_html, safe, table_html
 from sweeptune.report.html.page import Page
 from sweeptune.report.html.run_tables import FIELDS, fields_table, ledger_table, phases_table, proofs_table
@@ -111,7 +111,7 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     cells += [
         cell_html(row["bits"], figure(row["bits"], ".3f"), _signed(delta.get("bits"), 3)),
         cell_html(row["peak"], _peaks(row), _percent(delta.get("peak"))),
-        cell_html(row["speed"], _speed(row), _percent(delta.get("speed"))),
+        cell_html(row["speed"], speed(row["speed"], row["shared"]), _percent(delta.get("speed"))),
         cell_html(row["mfu"], UNKNOWN if row["mfu"] is None else _mfu(row["mfu"]), _percent(delta.get("mfu"))),
         cell_html(row["trainable"], count(row["trainable"]), _share(delta.get("trainable"))),
         cell_html(row["hours"], _hours(row["hours"]), _percent(delta.get("hours"))),
@@ -123,15 +123,9 @@ def _method_row(data: Mapping[str, Any], row: Mapping[str, Any], heads: Sequence
     return f"<tr>{_method_head(data, row)}{''.join(labelled)}</tr>"
 
 
-def _speed(row: Mapping[str, Any]) -> str:
-    """With a ~ where something else used the device."""
-    return f"{'~' if row['shared'] and row['speed'] is not None else ''}{figure(row['speed'], ',.0f')}"
-
-
 def _peaks(row: Mapping[str, Any]) -> str:
     """The peak of the search, to the highest of the confirmation runs."""
-    low, high = figure(row["peak"], ".2f"), figure(row["peak_high"], ".2f")
-    return low if high in (low, UNKNOWN) or row["peak_high"] < (row["peak"] or 0) else f"{low} to {high}"
+    return span([value for value in (row["peak"], row["peak_high"]) if value is not None], ".2f")
 
 
 def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
