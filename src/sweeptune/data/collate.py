@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sweeptune.data.tokenize import Row
+from sweeptune.kernels.attention import send
 
 IGNORED = -100
 
@@ -20,7 +21,8 @@ class Batch:
         input_ids: int64 [b, t].
         attention_mask: int64 [b, t], 0 where a row is filled up; None when nothing is. It says nothing of samples that
             share a row: `sweeptune.kernels.attention` makes of a batch what a model gets.
-        labels: int64 [b, t], the token itself where it bears loss, else -100; not shifted.
+        labels: int64 [b, t] in the host's memory, where it is decided what reaches the head: the token itself where it
+            bears loss, else -100; not shifted.
         tokens: Real tokens.
         loss_tokens: Tokens that bear loss.
         lengths: Tokens of every sample of every row.
@@ -81,11 +83,11 @@ def collate_packs(packs: Sequence[Sequence[Row]], pad_id: int, device: torch.dev
         mask[i, :begin] = 1
     packed, padded = any(len(pack) > 1 for pack in packs), any(sum(row) < shape[1] for row in lengths)
     tensors = (mask if padded else None, positions if packed else None, segments if packed else None)
-    moved = [None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors]
+    moved = [None if tensor is None else send(tensor, device) for tensor in tensors]
     return Batch(
-        input_ids=ids.to(device, non_blocking=True),
+        input_ids=send(ids, device),
         attention_mask=moved[0],
-        labels=labels.to(device, non_blocking=True),
+        labels=labels,
         tokens=sum(map(sum, lengths)),
         loss_tokens=sum(row.loss_tokens for pack in packs for row in pack),
         lengths=lengths,

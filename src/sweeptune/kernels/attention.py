@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from sweeptune.config.errors import ConfigError
@@ -51,13 +52,14 @@ class Backend:
 class Prepared(NamedTuple):
     """A batch as a back-end wants it.
 
-    ``inputs`` is all that the model's forward gets; ``labels`` are in the shape of ``inputs["input_ids"]``; ``place``
-    holds the position in the flattened batch of every token that was kept, None where the batch keeps its shape.
+    ``inputs`` is all that the model's forward gets; ``labels`` are in the shape of ``inputs["input_ids"]``, and in the
+    host's memory; ``place`` holds the position in the flattened batch of every token that was kept, None where the batch
+    keeps its shape.
     """
 
     inputs: dict[str, Any]
     labels: torch.Tensor
-    place: torch.Tensor | None = None
+    place: NDArray[np.int64] | None = None
 
 
 class BatchLike(Protocol):
@@ -77,30 +79,30 @@ class BatchLike(Protocol):
     def lengths(self) -> Sequence[Sequence[int]]: ...
 
 
-def resolve(attention: str, packing: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def resolve(attention: str, shape: Any, device: torch.device, dtype: torch.dtype) -> Backend:
     """Choose the attention back-end of a run.
 
     Args:
         attention: ``model.attention``.
-        packing: ``data.packing``.
+        shape: The model's config, which knows what its attention needs; None: nothing special.
         device: Where the model is.
         dtype: What is computed in.
 
     Returns:
-        For ``auto`` the fastest that is present and correct here: varlen where rows are packed and the GPU can, else
-        sdpa.
+        For ``auto`` the fastest that is present and correct here: varlen where the GPU and the model can, because it
+        computes no padding, packed or not; else sdpa.
 
     Raises:
         ConfigError: The back-end that was asked for cannot train here.
 
     Example:
-        >>> resolve("auto", "pack", torch.device("cpu"), torch.float32).name
+        >>> resolve("auto", None, torch.device("cpu"), torch.float32).name
         'sdpa'
     """
     if attention == "auto":
-        obstacle = "samples do not share rows" if packing == "none" else _no_varlen(device, dtype)
+        obstacle = _no_varlen(device, dtype) or special(shape)
         if obstacle is None:
-            return Backend("varlen", VARLEN, "the fastest for packed rows on this GPU")
+            return Backend("varlen", VARLEN, "the fastest on this GPU, without padding")
         return Backend("sdpa", "sdpa", f"not varlen: {obstacle}")
     obstacle = None
     if attention == "varlen":
@@ -118,6 +120,16 @@ def resolve(attention: str, packing: str, device: torch.device, dtype: torch.dty
 
 def _no_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
     return _no_flash(device, dtype) or (None if varlen_kernel() else "this torch has no torch.nn.attention.varlen")
+
+
+def special(shape: Any) -> str | None:
+    """What a model's attention needs that varlen does not have."""
+    text = shape.get_text_config() if shape is not None else None
+    if odd := set(getattr(text, "layer_types", None) or ()) - PLAIN_KINDS:
+        return f"this model has layers of kind {min(odd)}"
+    if getattr(text, "attn_logit_softcapping", None):
+        return "this model caps its attention's scores"
+    return None
 
 
 def _no_flash(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -143,7 +155,7 @@ def present() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in IMPLEMENTATIONS:
         try:
-            resolve(name, "pack", device, torch.bfloat16)
+            resolve(name, None, device, torch.bfloat16)
             found[name] = None
         except ConfigError as error:
             found[name] = str(error).partition(": ")[2].partition(";")[0]
@@ -263,25 +275,30 @@ def _flat(batch: BatchLike, config: Any) -> Prepared:
     lengths = np.array([length for row in batch.lengths for length in row], dtype=np.int64)
     total = int(lengths.sum())
     ends = np.cumsum(lengths)
-    ids, labels, place = batch.input_ids.reshape(1, -1), batch.labels.reshape(1, -1), None
+    ids, labels, kept = batch.input_ids.reshape(1, -1), batch.labels.reshape(1, -1), None
     if total < rows * width:
         filled = np.array([sum(row) for row in batch.lengths])
         kept = np.flatnonzero(np.arange(width) < filled[:, None])
-        place = torch.from_numpy(kept).to(device, non_blocking=True)
-        ids, labels = ids[:, place], labels[:, place]
+        place = torch.from_numpy(kept)
+        ids, labels = ids[:, send(place, device)], labels[:, place]
     positions = np.arange(total) - np.repeat(ends - lengths, lengths)
-    bounds = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device, non_blocking=True)
+    bounds = send(torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)), device)
     longest = int(lengths.max())
     inputs = {
         "input_ids": ids,
-        "position_ids": torch.from_numpy(positions)[None].to(device, non_blocking=True),
+        "position_ids": send(torch.from_numpy(positions)[None], device),
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,
         "max_length_k": longest,
         "use_cache": False,
     }
-    return Prepared(inputs, labels, place)
+    return Prepared(inputs, labels, kept)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the host without waiting: only pinned memory travels while the device computes."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 INPUTS: dict[str, Callable[[BatchLike, Any], Prepared]] = {

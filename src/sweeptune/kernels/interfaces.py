@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +23,8 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 from sweeptune.config.errors import ConfigError
 
 VARLEN, FLEX = "sweeptune_varlen", "sweeptune_flex"
+DENSE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels for rows of one length, the fastest first (bench/RESULTS.md)."""
 
 
 @cache
@@ -83,10 +87,23 @@ def varlen_forward(
     if lacking := [what for what, value in asked.items() if value is not None]:
         raise ConfigError(f"model.attention=varlen: this model's attention has {lacking[0]}; use model.attention=eager")
     query, key, value = _alike(query, key, value)
-    longest = kwargs["max_length_q"]
+    longest, samples = kwargs["max_length_q"], len(bounds) - 1
+    if samples * longest == query.shape[2] and sliding_window is None and query.is_cuda:
+        return _rows(query, key, value, samples, scaling), None
     options = varlen_options(kernel, sliding_window, query.shape[1] != key.shape[1])
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return kernel(q, k, v, bounds, bounds, longest, longest, scale=scaling, **options).unsqueeze(0), None
+
+
+def _rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: int, scaling: float | None
+) -> torch.Tensor:
+    """Samples of one length are plain rows, for which cuDNN's kernel is the fastest: [1, n, heads, d]."""
+    width = query.shape[-1]
+    parts = [t.squeeze(0).transpose(0, 1).unflatten(0, (samples, -1)).transpose(1, 2) for t in (query, key, value)]
+    with sdpa_kernel(DENSE, set_priority=True):
+        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).reshape(1, -1, query.shape[1], width)
 
 
 def flex_forward(

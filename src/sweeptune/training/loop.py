@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from sweeptune.data import Step, collate_packs, micro_batches
+from sweeptune.kernels.fuse import fused
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.proofs import PROOF_ROWS, ProofFailed, prove_gradients
+from sweeptune.training.proofs_kernels import prove_kernels
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import Session
@@ -57,6 +59,7 @@ def train(session: Session, stop: Stop) -> bool:
     elif progress.last_eval_step != progress.step and eval_is_due(session):
         progress.last_eval = evaluate_split(session, f"evaluating at step {progress.step}")  # a signal had prevented it
     stop_if_pruned(session)  # also where an earlier attempt was killed before it could say so
+    prove_kernels_in(session)
     prove(session)
     if session.config.data.packing != "none":
         prove_that_samples_are_apart(session)
@@ -201,6 +204,16 @@ def _prove(session: Session, rows: int) -> dict[str, float]:
     return prove_gradients(
         session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
     )
+
+
+def prove_kernels_in(session: Session) -> None:
+    """Prove the fused kernels, once in every process that trains with them."""
+    if fused(session.model) is None:
+        return
+    with session.meter.interlude("proof", release=True):
+        batch = collate_packs([(row,) for row in session.proof_rows(2)], session.pad_id, session.device)
+        session.kernel_proof = prove_kernels(session.model, batch, session.autocast, session.config.seed)
+    log.info("kernels proven: %(tokens)d tokens, worst gradient off by %(relative_error).1e", session.kernel_proof)
 
 
 def prove_that_samples_are_apart(session: Session) -> None:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sweeptune.kernels.fuse import unfuse
 from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
 from sweeptune.methods.quantized import keep_trainable_on_cpu
@@ -40,6 +41,7 @@ def merged(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         model: A trained model, with or without adapters, on a quantised base or a plain one.
         dtype: Storage type of the result; adding is done in fp32.
     """
+    unfuse(model)
     if not isinstance(model, PeftModel):
         return store(model, dtype)
     if getattr(model.get_base_model(), "hf_quantizer", None) is None:

@@ -269,7 +269,7 @@ def forward(model: PreTrainedModel, shape: Shape, config: Config, trace: Trace) 
 
     handle = model.get_output_embeddings().register_forward_pre_hook(at_head)
     try:
-        return nll_at(model, inputs, targets, positions)
+        return nll_at(model, inputs, targets[:, positions], positions)
     finally:
         handle.remove()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sweeptune.data import Batch, Row
-from sweeptune.training.loss import token_nll
+from sweeptune.training.loss import summed_nll
 
 # Allowed relative error per compute precision.
 TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
@@ -82,7 +82,7 @@ def prove_gradients(
         total = 0.0
         for batch in batches:
             with autocast(), torch.set_grad_enabled(backward):
-                part = token_nll(model, batch).sum() / loss_tokens
+                part = summed_nll(model, batch) / loss_tokens
             if backward:
                 torch.autograd.backward(part)
             total += part.item()

@@ -19,7 +19,7 @@ import torch
 
 from sweeptune.data import IGNORED, Batch, Row, Step, collate, collate_packs, samples
 from sweeptune.kernels.attention import backend_of, model_inputs
-from sweeptune.training.loss import token_nll
+from sweeptune.training.loss import summed_nll
 from sweeptune.training.proofs import ProofFailed, deterministic_training, proof_row
 
 # How far the packed loss may be from the unpacked one: relative to it, and in nats a token where it is below one.
@@ -117,7 +117,7 @@ def _nothing_reaches(model: Any, batch: Batch, places: list[slice], autocast: Au
     labels = torch.full_like(batch.labels, IGNORED)
     labels[:, places[-1]] = batch.labels[:, places[-1]]
     with _embeddings(model) as leaves, autocast():
-        loss = token_nll(model, replace(batch, labels=labels)).sum()
+        loss = summed_nll(model, replace(batch, labels=labels))
         [gradient] = torch.autograd.grad(loss, leaves)
     sizes = [float(gradient[0, here].abs().max()) for here in places]
     if not sizes[-1] > 0:
@@ -154,8 +154,8 @@ def _same_loss(
     """
     both = collate_packs([packed, packed[:0:-1]], pad_id, model.device)
     with torch.no_grad(), autocast():
-        together = token_nll(model, both).sum().item()
-        each = [token_nll(model, collate([row], pad_id, model.device)).sum().item() for row in packed]
+        together = summed_nll(model, both).item()
+        each = [summed_nll(model, collate([row], pad_id, model.device)).item() for row in packed]
     together, alone = together / both.loss_tokens, (2 * sum(each) - each[0]) / both.loss_tokens
     difference = abs(together - alone) / max(1.0, abs(alone))
     if not difference <= tolerance:

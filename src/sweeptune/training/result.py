@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sweeptune.data import hash_plan, hash_rows, lengths_of, loss_counts_of
 from sweeptune.kernels import backend_of
+from sweeptune.kernels.fuse import fused
 from sweeptune.models import architecture_digest, weights_digest
 from sweeptune.tracking.record import MERGED, cpu_name
 from sweeptune.training.flops import count_parameters, flops_per_token, measure_matmul_rate, vendor_peak
@@ -36,7 +37,7 @@ def measured(session: Session) -> dict[str, Any]:
             "data": {**session.splits.stats, "ledger": session.splits.ledger.as_dict()},
         },
         "params": count_parameters(session.model),
-        "proofs": {"gradients": proof_part(session), "packing": session.packing_proof, "kernels": None},
+        "proofs": {"gradients": proof_part(session), "packing": session.packing_proof, "kernels": session.kernel_proof},
         "fingerprint": {"quality": quality_fingerprint(session), "cost": cost_fingerprint(session)},
     }
 
@@ -133,7 +134,7 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "max_length": config.data.max_length,
         "attention": backend_of(session.model.config),
         "packing": config.data.packing,
-        "kernels": "plain",
+        "kernels": "plain" if fused(session.model) is None else "fused",
         "gradient_checkpointing": config.hardware.gradient_checkpointing,
         "precision": session.placement.precision,
         "weights_dtype": config.model.dtype,

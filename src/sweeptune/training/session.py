@@ -18,6 +18,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, longest_batches, plan_steps
 from sweeptune.kernels.attention import masks_by_layer, resolve
+from sweeptune.kernels.fuse import install
 from sweeptune.methods import METHODS
 from sweeptune.models import load_config, load_model
 from sweeptune.tracking.console import progress, spinner
@@ -81,6 +82,8 @@ class Session:
     """Steps behind which ``train.eval_at`` asks for an evaluation."""
     packing_proof: dict[str, Any] | None = None
     """What proved, in this process, that samples which share a row do not see each other."""
+    kernel_proof: dict[str, Any] | None = None
+    """What proved, in this process, that the fused kernels compute what the plain code does."""
 
     @property
     def device(self) -> torch.device:
@@ -237,8 +240,8 @@ def build_model(config: Config, placement: Placement, folder: Path) -> PreTraine
     A start that was computed from the weights (PiSSA's singular vectors) is kept in the run folder and used again,
     because another machine would compute slightly other ones.
     """
-    backend = resolve(config.model.attention, config.data.packing, placement.device, placement.compute)
-    log.debug("attention: %s (%s)", backend.name, backend.reason)
+    shape = load_config(config.model)
+    backend = resolve(config.model.attention, shape, placement.device, placement.compute)
     method = METHODS[config.method.name]
     quantization = method.quantization(placement.compute) if method.quantization else None
     with spinner(f"loading {config.model.name}"):
@@ -255,8 +258,9 @@ def build_model(config: Config, placement: Placement, folder: Path) -> PreTraine
         model = method.attach(base, config.method)
         if method.start is not None:
             method.start(model, folder / "checkpoints" / "start.safetensors")
-    if config.hardware.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointing = config.hardware.gradient_checkpointing
+    kernels = install(model, config.hardware.kernels, placement.device, placement.compute, checkpointing)
+    log.info("attention: %s (%s); kernels: %s (%s)", backend.name, backend.reason, *kernels)
     return model
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Step, load_run_tokenizer, load_splits, micro_batches, plan_steps, samples
 from sweeptune.data.plan import eval_batches
+from sweeptune.kernels.attention import special
+from sweeptune.models import load_config
 
 FLAT = ("varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Attention back-ends that put all samples behind each other, without padding."""
@@ -64,7 +66,7 @@ def backend(config: Config) -> str:
     """The attention back-end on a GPU that has all of them (`sweeptune.kernels.attention.resolve` asks the device)."""
     if config.model.attention != "auto":
         return config.model.attention
-    return "varlen" if config.data.packing != "none" and config.hardware.precision != "fp32" else "sdpa"
+    return "sdpa" if config.hardware.precision == "fp32" or special(load_config(config.model)) else "varlen"
 
 
 def bounds(config: Config) -> Shapes:

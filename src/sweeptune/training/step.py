@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sweeptune.data import Row, Step, collate_packs, micro_batches, samples
 from sweeptune.training.checkpoint import random_state, restore_random_state
-from sweeptune.training.loss import token_nll
+from sweeptune.training.loss import summed_nll
 from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, brief, is_out_of_memory, release_memory
 from sweeptune.training.optimizer import learning_rate
 from sweeptune.training.session import Session
@@ -57,7 +57,7 @@ def accumulate(session: Session, packs: list[tuple[Row, ...]], loss_tokens: int)
     for part in micro_batches(packs, session.progress.micro_batch, *process):
         batch = collate_packs(part, session.pad_id, session.device)
         with session.autocast():
-            nll = token_nll(session.model, batch).sum()
+            nll = summed_nll(session.model, batch)
         session.accelerator.backward(nll / loss_tokens)
         total += nll.detach()
     return total

@@ -1,0 +1,102 @@
+"""The head and its loss in one: logits are made for a few loss tokens at a time, and only for those.
+
+Forward computes each chunk's logits, their negative log-likelihood, and at once the gradient that the hidden states get
+from it, so that no logits are kept and none is made twice (as Liger's fused linear cross-entropy, arXiv 2410.10989,
+section 3.2). The result is the sum over loss tokens; whoever calls it divides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sweeptune.kernels import ops
+from sweeptune.kernels.linear import dense, product
+
+CHUNK_LOGITS = 96 * 2**20
+"""Logits of a chunk: 192 MiB in bf16, enough rows to keep an H100 busy at any vocabulary."""
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Loss tokens whose logits are made at a time: whole tiles of 128 rows."""
+    return max(128, CHUNK_LOGITS // vocabulary // 128 * 128)
+
+
+class SummedLoss(torch.autograd.Function):
+    """Sum of the negative log-likelihood: ``apply(hidden, weight, head, places, targets, compute)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        head: torch.nn.Module,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        compute: torch.dtype,
+    ) -> torch.Tensor:
+        """Loss and gradients.
+
+        Args:
+            hidden: [n, d], final hidden states.
+            weight: The head's own parameter, so that autograd knows it.
+            head: A linear layer without bias.
+            places: int64 [k], where loss tokens are predicted.
+            targets: int64 [k], the loss tokens.
+            compute: What products are computed in.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            numbers = dense(head, compute)
+            states = hidden.detach().to(compute)
+            dhidden = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
+            dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            for part, target in _chunks(places, targets, len(numbers)):
+                rows = states.index_select(0, part)
+                logits = torch.mm(rows, numbers.t())
+                total += ops.cross_entropy_(logits, target, gradient=True).sum()
+                if dhidden is not None:
+                    dhidden.index_copy_(0, part, torch.mm(logits, numbers))
+                if dweight is not None and dweight.dtype == compute:
+                    dweight.addmm_(logits.t(), rows)
+                elif dweight is not None:
+                    dweight += product(logits.t(), rows, dweight.dtype)
+        ctx.save_for_backward(*(t for t in (dhidden, dweight) if t is not None))
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        """Both gradients, times that of the sum. They are scaled in place: this runs once."""
+        found = list(ctx.saved_tensors)
+        dhidden = found.pop(0).mul_(grad).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        dweight = found.pop(0).mul_(grad) if ctx.needs_input_grad[1] else None
+        return dhidden, dweight, None, None, None, None
+
+
+def summed_loss(
+    hidden: torch.Tensor, head: torch.nn.Module, places: torch.Tensor, targets: torch.Tensor, compute: torch.dtype
+) -> torch.Tensor:
+    """Sum of the negative log-likelihood of ``targets`` [k] at ``places`` [k] of ``hidden`` [n, d], fp32, in nats."""
+    found: torch.Tensor = SummedLoss.apply(hidden, head.weight, head, places, targets, compute)  # type: ignore[no-untyped-call]
+    return found
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: torch.Tensor, head: torch.nn.Module, places: torch.Tensor, targets: torch.Tensor, compute: torch.dtype
+) -> torch.Tensor:
+    """As `summed_loss`, of each token: fp32 [k], without gradients."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        numbers, states = dense(head, compute), hidden.to(compute)
+        found = [
+            ops.cross_entropy_(torch.mm(states.index_select(0, part), numbers.t()), target, gradient=False)
+            for part, target in _chunks(places, targets, len(numbers))
+        ]
+    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _chunks(places: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rows = chunk_rows(vocabulary)
+    return list(zip(places.split(rows), targets.split(rows), strict=True)) if len(places) else []

@@ -1,0 +1,203 @@
+"""Linear layers with LoRA adapters, forward and backward by hand.
+
+    y = x W^T + s (x A^T) B^T         (Hu et al. 2021, arXiv 2106.09685)
+
+Layers that read the same x (query, key and value; gate and up) form a group: their A stand below each other in one
+matrix, so that x is read once for all of them. What an adapter adds goes into the product that is there already
+(beta = 1), so that nothing large is scaled or added in a pass of its own. W may be stored in fp32 (cast for each use),
+in the compute precision, or in NF4 (dequantised for each use into memory that the next use takes again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import bitsandbytes as bnb
+import torch
+
+from sweeptune.kernels import ops
+from sweeptune.kernels.ops import Low
+
+ALIGNMENT = 16
+"""Ranks are filled up with zeros to a multiple: what tensor cores multiply by."""
+
+
+@dataclass(eq=False)
+class Projection:
+    """A linear layer and its adapter.
+
+    Attributes:
+        base: An ``nn.Linear`` or bitsandbytes' ``Linear4bit`` with NF4, without bias.
+        a: [rank, in], None without an adapter.
+        b: [out, rank].
+        scale: What the adapter's output is multiplied by.
+    """
+
+    base: torch.nn.Module
+    a: torch.nn.Parameter | None = None
+    b: torch.nn.Parameter | None = None
+    scale: float = 1.0
+
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """The base's weight [out, in] in the compute precision."""
+        return dense(self.base, dtype)
+
+
+def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """A linear layer's weight [out, in] as plain numbers."""
+    weight = module.weight
+    if isinstance(weight, bnb.nn.Params4bit):
+        return ops.nf4_dequantize(weight.data, weight.quant_state, dtype)
+    found: torch.Tensor = weight.detach().to(dtype)
+    return found
+
+
+def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+    """scale * a b as ``dtype``; sums in bf16 reach an fp32 result unrounded where the device can."""
+    if dtype == a.dtype:
+        return torch.mm(a, b) if scale == 1.0 else torch.mm(a, b).mul_(scale)
+    if dtype == torch.float32 and a.is_cuda:
+        found = torch.mm(a, b, out_dtype=dtype)
+    else:
+        found = torch.mm(a, b).to(dtype)
+    return found if scale == 1.0 else found.mul_(scale)
+
+
+class Group:
+    """Linear layers that read the same input.
+
+    Args:
+        projections: The layers.
+        compute: What products are computed in.
+
+    Attributes:
+        trained: Their trainable tensors, in the order in which `backward` returns gradients.
+        a: [R, in] in the compute precision, all adapters' A below each other; R is 0 without adapters.
+        b: [out, slot] of each layer, scaled; None without an adapter.
+    """
+
+    def __init__(self, projections: Sequence[Projection], compute: torch.dtype) -> None:
+        self.projections, self.compute = list(projections), compute
+        bases = [p.base.weight for p in projections if p.base.weight.requires_grad]
+        self.trained: list[torch.nn.Parameter] = [
+            *bases,
+            *(t for p in projections for t in (p.a, p.b) if t is not None),
+        ]
+        self.slots: list[slice | None] = []
+        end = 0
+        for p in self.projections:
+            size = 0 if p.a is None else -(-p.a.shape[0] // ALIGNMENT) * ALIGNMENT
+            self.slots.append(slice(end, end + size) if size else None)
+            end += size
+        self.rank = end
+        self.widest = max((slot.stop - slot.start for slot in self.slots if slot is not None), default=0)
+        adapted = next((p for p in projections if p.a is not None), None)
+        self.a: torch.Tensor | None = None
+        self.b: list[torch.Tensor | None] = [None] * len(self.projections)
+        if adapted is not None and adapted.a is not None:
+            device = adapted.a.device
+            self.a = torch.zeros(end, adapted.a.shape[1], dtype=compute, device=device)
+            for i, (p, slot) in enumerate(zip(self.projections, self.slots, strict=True)):
+                if p.b is not None and slot is not None:
+                    self.b[i] = torch.zeros(p.b.shape[0], slot.stop - slot.start, dtype=compute, device=device)
+
+    def casts(self) -> Iterable[tuple[torch.Tensor, torch.Tensor, float]]:
+        """What has to be copied whenever the adapters have changed: to, from, times what."""
+        for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
+            if p.a is not None and p.b is not None and slot is not None and self.a is not None and b is not None:
+                rank = p.a.shape[0]
+                yield self.a[slot.start : slot.start + rank], p.a.detach(), 1.0
+                yield b[:, :rank], p.b.detach(), p.scale
+
+    def forward(
+        self, x: torch.Tensor, into: torch.Tensor | None = None, *, add: bool = True
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Outputs [n, out] of x [n, in], and x A^T [n, R], where there are adapters.
+
+        Args:
+            x: The input.
+            into: [n, out]: what the only layer's output is added to, in a new tensor.
+            add: Whether outputs have what adapters add; else `low` says what is missing.
+        """
+        lows = None if self.a is None else torch.mm(x, self.a.t())
+        outputs = []
+        for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
+            weight = p.weight(self.compute).t()
+            y = torch.mm(x, weight) if into is None else torch.addmm(into, x, weight)
+            if add and b is not None and lows is not None:
+                y.addmm_(lows[:, slot], b.t())
+            outputs.append(y)
+        return outputs, lows
+
+    def low(self, index: int, lows: torch.Tensor | None) -> Low | None:
+        """What an adapter adds to the output of a layer."""
+        slot, b = self.slots[index], self.b[index]
+        return None if slot is None or b is None or lows is None else (lows[:, slot], b)
+
+    def into_input(
+        self, grads: Sequence[torch.Tensor], *, add: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradients of the input [n, in] and of x A^T [n, R], from those of every output, [n, out].
+
+        ``add``: whether the first has what reaches the input through the adapters, which is (second, A^T) as a `Low`.
+        """
+        into_low = self.into_low(grads)
+        found: torch.Tensor | None = None
+        for dy, p in zip(grads, self.projections, strict=True):
+            weight = p.weight(self.compute)
+            found = torch.mm(dy, weight) if found is None else found.addmm_(dy, weight)
+            del weight
+        assert found is not None, "a group has a layer"
+        if add and into_low is not None and self.a is not None:
+            found.addmm_(into_low, self.a)
+        return found, into_low
+
+    def into_trained(
+        self, grads: Sequence[torch.Tensor], x: torch.Tensor, low: torch.Tensor | None, into_low: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Gradients of what trains, in the order of ``trained``.
+
+        Args:
+            grads: Of every output, [n, out].
+            x: The input [n, in].
+            low: x A^T, as `forward` returned it; made again where it is None.
+            into_low: Its gradient, as `into_input` returned it.
+        """
+        found = [
+            product(dy.t(), x, p.base.weight.dtype)
+            for dy, p in zip(grads, self.projections, strict=True)
+            if p.base.weight.requires_grad
+        ]
+        if into_low is None or self.a is None:
+            return found
+        if low is None:
+            low = torch.mm(x, self.a.t())
+        dtypes = [p.a.dtype for p in self.projections if p.a is not None]
+        into_a = product(into_low.t(), x, dtypes[0])
+        for dy, p, slot in zip(grads, self.projections, self.slots, strict=True):
+            if p.a is not None and p.b is not None and slot is not None:
+                rank = p.a.shape[0]
+                into_b = product(dy.t(), low[:, slot.start : slot.start + rank], p.b.dtype, p.scale)
+                found += [into_a[slot.start : slot.start + rank], into_b]
+        return found
+
+    def into_low(self, grads: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Gradient of x A^T, [n, R]."""
+        if self.a is None:
+            return None
+        found = grads[0].new_empty(len(grads[0]), self.rank)
+        for dy, slot, b in zip(grads, self.slots, self.b, strict=True):
+            if b is not None and slot is not None:
+                torch.mm(dy, b, out=found[:, slot])
+        return found
+
+
+def refresh(casts: Sequence[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
+    """Bring the adapters' copies in the compute precision up to date, in a few launches for all of them."""
+    if not casts:
+        return
+    with torch.no_grad():
+        torch._foreach_copy_([to for to, _, _ in casts], [of for _, of, _ in casts])
+        for scale in {scale for _, _, scale in casts if scale != 1.0}:
+            torch._foreach_mul_([to for to, _, times in casts if times == scale], scale)

@@ -1,0 +1,379 @@
+"""The element-wise kernels in Triton; `sweeptune.kernels.ops` calls them on CUDA tensors and holds their references.
+
+Each kernel reads its operands once and computes in fp32. What a kernel overwrites is said in its name's caller. Rows
+are counted in 64 bits: 16,384 rows of 250,000 logits are more than 2^31 elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""The 16 levels of NF4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E)."""
+
+
+ROWS = 16
+"""Rows whose share of a norm weight's gradient is summed up by one program."""
+
+
+def _warps(block: int) -> int:
+    return 4 if block <= 2048 else 8 if block <= 8192 else 16
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rms_norm(x, residual, total, weight, y, rstd, d, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < d
+    value = tl.load(x + row * d + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(residual + row * d + at, mask=inside, other=0.0).to(tl.float32)
+        kept = value.to(total.dtype.element_ty)
+        tl.store(total + row * d + at, kept, mask=inside)
+        value = kept.to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(value * value) / d + eps)
+    tl.store(rstd + row, r)
+    w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    normed = (value * r).to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * d + at, (normed * w).to(y.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None) -> Any:
+    """See `sweeptune.kernels.ops.rms_norm`."""
+    n, d = x.shape
+    y, rstd = torch.empty_like(x), torch.empty(n, dtype=torch.float32, device=x.device)
+    total = x if residual is None else torch.empty_like(x)
+    block = triton.next_power_of_2(d)
+    add = residual is not None
+    _rms_norm[(n,)](
+        x, residual if add else x, total, weight, y, rstd, d, eps, ADD=add, BLOCK=block, num_warps=_warps(block)
+    )
+    return y, rstd, total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rms_apply(x, weight, rstd, y, d, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < d
+    value = tl.load(x + row * d + at, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    normed = (value * tl.load(rstd + row)).to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * d + at, (normed * w).to(y.dtype.element_ty), mask=inside)
+
+
+def rms_apply(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.rms_apply`."""
+    n, d = x.shape
+    y, block = torch.empty_like(x), triton.next_power_of_2(d)
+    _rms_apply[(n,)](x, weight, rstd, y, d, BLOCK=block, num_warps=_warps(block))
+    return y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rms_norm_backward(  # type: ignore[no-untyped-def]
+    dy, x, weight, rstd, residual, dx, parts, n, d,
+    RESIDUAL: tl.constexpr, WEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < d
+    w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    part = tl.zeros((BLOCK,), dtype=tl.float32)
+    for number in range(ROWS):
+        row = program * ROWS + number
+        here = inside & (row < n)
+        r = tl.load(rstd + row, mask=row < n, other=0.0)
+        normed = tl.load(x + row * d + at, mask=here, other=0.0).to(tl.float32) * r
+        grad = tl.load(dy + row * d + at, mask=here, other=0.0).to(tl.float32)
+        if WEIGHT:
+            part += grad * normed
+        grad *= w
+        found = r * (grad - normed * (tl.sum(grad * normed) / d))
+        if RESIDUAL:
+            found += tl.load(residual + row * d + at, mask=here, other=0.0).to(tl.float32)
+        tl.store(dx + row * d + at, found.to(dx.dtype.element_ty), mask=here)
+    if WEIGHT:
+        tl.store(parts + program * d + at, part, mask=inside)
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    residual: torch.Tensor | None,
+    want_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """See `sweeptune.kernels.ops.rms_norm_backward`."""
+    n, d = x.shape
+    block = triton.next_power_of_2(d)
+    rows = ROWS if want_weight else 1
+    programs = triton.cdiv(n, rows)
+    parts = torch.empty(programs, d, dtype=torch.float32, device=x.device) if want_weight else dy
+    _rms_norm_backward[(programs,)](
+        dy,
+        x,
+        weight,
+        rstd,
+        dy if residual is None else residual,
+        dy,  # in place
+        parts,
+        n,
+        d,
+        RESIDUAL=residual is not None,
+        WEIGHT=want_weight,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=_warps(block),
+    )
+    return dy, parts.sum(dim=0).to(weight.dtype) if want_weight else None
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rope(  # type: ignore[no-untyped-def]
+    q, k, cos, sin, positions, SIGN: tl.constexpr, HQ: tl.constexpr, HK: tl.constexpr, HALF: tl.constexpr,
+    BQ: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < HALF
+    place = (row % positions) * (2 * HALF)
+    c = tl.load(cos + place + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + place + at, mask=inside, other=0.0).to(tl.float32)[None, :] * SIGN
+    _turn(q, row, c, s, HQ, HALF, BQ, BLOCK)
+    _turn(k, row, c, s, HK, HALF, BK, BLOCK)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _turn(x, row, c, s, H: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    heads, at = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (heads < H) & (at < HALF)
+    place = x + (row * H + heads) * (2 * HALF) + at
+    first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
+    tl.store(place + HALF, (second * c + first * s).to(x.dtype.element_ty), mask=inside)
+
+
+def rope_(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: bool) -> None:
+    """See `sweeptune.kernels.ops.rope_`."""
+    n, heads, width = q.shape
+    half = width // 2
+    _rope[(n,)](
+        q,
+        k,
+        cos,
+        sin,
+        cos.shape[0],
+        SIGN=-1.0 if backward else 1.0,
+        HQ=heads,
+        HK=k.shape[1],
+        HALF=half,
+        BQ=triton.next_power_of_2(heads),
+        BK=triton.next_power_of_2(k.shape[1]),
+        BLOCK=triton.next_power_of_2(half),
+        num_warps=4,
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _with_low(x, low, by, row, column, n, f, low_row, low_column, by_row, by_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x + low by^T for a tile; R is 0 where there is nothing to add."""
+    if R > 0:
+        rank = tl.arange(0, BR)
+        inside = rank < R
+        a = tl.load(
+            low + row[:, None] * low_row + rank[None, :] * low_column,
+            mask=(row < n)[:, None] & inside[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            by + rank[:, None] * by_column + column[None, :] * by_row,
+            mask=inside[:, None] & (column < f)[None, :],
+            other=0.0,
+        )
+        x += tl.dot(a, b, input_precision="ieee")
+    return x
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _swiglu(  # type: ignore[no-untyped-def]
+    gate, up, out, n, f,
+    gate_low, gate_by, gl0, gl1, gb0, gb1, up_low, up_by, ul0, ul1, ub0, ub1,
+    GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    column = tl.program_id(0) * BF + tl.arange(0, BF)
+    at = row[:, None] * f + column[None, :]
+    inside = (row < n)[:, None] & (column < f)[None, :]
+    half = out.dtype.element_ty
+    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+    g = _with_low(g, gate_low, gate_by, row, column, n, f, gl0, gl1, gb0, gb1, GR, BR)
+    u = _with_low(u, up_low, up_by, row, column, n, f, ul0, ul1, ub0, ub1, UR, BR)
+    g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
+    silu = (g * tl.sigmoid(g)).to(half).to(tl.float32)
+    tl.store(out + at, (silu * u).to(half), mask=inside)
+
+
+def _arguments(low: Any, x: torch.Tensor) -> tuple[list[Any], int]:
+    """Pointers and strides of what is added, and its rank."""
+    if low is None:
+        return [x, x, 0, 0, 0, 0], 0
+    rows, by = low
+    return [rows, by, *rows.stride(), *by.stride()], rows.shape[1]
+
+
+TILE, BACKWARD_TILE = {"BN": 32, "BF": 128, "num_warps": 4}, {"BN": 32, "BF": 64, "num_warps": 4}
+"""Rows, columns and warps of a program: the fastest of those tried (bench/RESULTS.md)."""
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor, gate_low: Any, up_low: Any) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.swiglu`."""
+    (n, f), out = gate.shape, torch.empty_like(gate)
+    (first, gr), (second, ur) = _arguments(gate_low, gate), _arguments(up_low, gate)
+    grid = (triton.cdiv(f, TILE["BF"]), triton.cdiv(n, TILE["BN"]))
+    _swiglu[grid](gate, up, out, n, f, *first, *second, GR=gr, UR=ur, BR=_ranks(gr, ur), **TILE)
+    return out
+
+
+def _ranks(*ranks: int) -> int:
+    return max(16, triton.next_power_of_2(max(ranks)))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _swiglu_backward(  # type: ignore[no-untyped-def]
+    grad, gate, up, n, f,
+    grad_low, grad_by, dl0, dl1, db0, db1,
+    gate_low, gate_by, gl0, gl1, gb0, gb1, up_low, up_by, ul0, ul1, ub0, ub1,
+    DR: tl.constexpr, GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
+    column = tl.program_id(0) * BF + tl.arange(0, BF)
+    at = row[:, None] * f + column[None, :]
+    inside = (row < n)[:, None] & (column < f)[None, :]
+    half = gate.dtype.element_ty
+    d = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+    d = _with_low(d, grad_low, grad_by, row, column, n, f, dl0, dl1, db0, db1, DR, BR)
+    g = _with_low(g, gate_low, gate_by, row, column, n, f, gl0, gl1, gb0, gb1, GR, BR)
+    u = _with_low(u, up_low, up_by, row, column, n, f, ul0, ul1, ub0, ub1, UR, BR)
+    g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
+    s = tl.sigmoid(g)
+    silu = (g * s).to(half).to(tl.float32)
+    tl.store(gate + at, (d * u * (s + g * s * (1.0 - s))).to(half), mask=inside)
+    tl.store(up + at, (d * silu).to(half), mask=inside)
+    tl.store(grad + at, (silu * u).to(half), mask=inside)
+
+
+def swiglu_backward_(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, grad_low: Any, gate_low: Any, up_low: Any
+) -> None:
+    """See `sweeptune.kernels.ops.swiglu_backward_`."""
+    n, f = gate.shape
+    (zeroth, dr), (first, gr), (second, ur) = (_arguments(low, gate) for low in (grad_low, gate_low, up_low))
+    grid = (triton.cdiv(f, BACKWARD_TILE["BF"]), triton.cdiv(n, BACKWARD_TILE["BN"]))
+    _swiglu_backward[grid](
+        grad, gate, up, n, f, *zeroth, *first, *second, DR=dr, GR=gr, UR=ur, BR=_ranks(dr, gr, ur), **BACKWARD_TILE
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _nf4(packed, absmax, code, outer, offset, levels, out, blocks, NESTED: tl.constexpr, SIZE: tl.constexpr,
+         OUTER: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    block = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = block < blocks
+    if NESTED:
+        step = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
+        scale = tl.load(code + step) * tl.load(outer + block // OUTER, mask=inside, other=0.0) + tl.load(offset)
+    else:
+        scale = tl.load(absmax + block, mask=inside, other=0.0)
+    at = block[:, None] * (SIZE // 2) + tl.arange(0, SIZE // 2)[None, :]
+    two = tl.load(packed + at, mask=inside[:, None], other=0).to(tl.int32)
+    high = tl.load(levels + (two >> 4)) * scale[:, None]
+    low = tl.load(levels + (two & 15)) * scale[:, None]
+    both = tl.interleave(high, low).to(out.dtype.element_ty)
+    place = block[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out + place, both, mask=inside[:, None])
+
+
+def nf4_dequantize(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.nf4_dequantize`."""
+    out = torch.empty(state.shape, dtype=dtype, device=packed.device)
+    blocks, rows, nested = out.numel() // state.blocksize, 32, state.nested
+    _nf4[(triton.cdiv(blocks, rows),)](
+        packed,
+        state.absmax,
+        state.state2.code if nested else state.absmax,
+        state.state2.absmax if nested else state.absmax,
+        state.offset if nested else state.absmax,
+        state.code,
+        out,
+        blocks,
+        NESTED=nested,
+        SIZE=state.blocksize,
+        OUTER=state.state2.blocksize if nested else 1,
+        ROWS=rows,
+        num_warps=4,
+    )
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * width
+    target = tl.load(targets + row)
+    most = -float("inf")
+    total = 0.0
+    for begin in range(0, width, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        x = tl.load(logits + at, mask=at < width, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(most, tl.max(x))
+        total = total * tl.exp(most - higher) + tl.sum(tl.exp(x - higher))
+        most = higher
+    lse = most + tl.log(total)
+    ignored = target < 0
+    own = tl.load(logits + tl.where(ignored, 0, target)).to(tl.float32)
+    tl.store(nll + row, tl.where(ignored, 0.0, lse - own))
+    if GRADIENT:
+        for begin in range(0, width, BLOCK):
+            at = begin + tl.arange(0, BLOCK)
+            x = tl.load(logits + at, mask=at < width, other=0.0).to(tl.float32)
+            grad = tl.exp(x - lse) - tl.where(at == target, 1.0, 0.0)
+            grad = tl.where(ignored, 0.0, grad)
+            tl.store(logits + at, grad.to(logits.dtype.element_ty), mask=at < width)
+
+
+def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, gradient: bool) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.cross_entropy_`."""
+    n, width = logits.shape
+    nll = torch.empty(n, dtype=torch.float32, device=logits.device)
+    block = min(8192, triton.next_power_of_2(width))
+    _cross_entropy[(n,)](
+        logits, targets, nll, width, GRADIENT=gradient, BLOCK=block, num_warps=16 if block >= 8192 else 8
+    )
+    return nll
