@@ -63,7 +63,7 @@ class LoraConfig:
 
     __pydantic_config__ = STRICT_KEYS
 
-    name: Literal["lora", "dora", "rslora", "pissa", "qlora", "lora_int8"]
+    name: Literal["lora", "dora", "rslora", "pissa", "qlora", "lora_int8", "lora_fp8"]
     recommended_lr: PositiveFloat
     """The learning rate that ``optim.lr`` takes unless it is set."""
     rank: Positive
@@ -86,6 +86,7 @@ METHOD_SCHEMAS: dict[str, type[FullConfig] | type[LoraConfig]] = {
     "rslora": LoraConfig,
     "pissa": LoraConfig,
     "lora_int8": LoraConfig,
+    "lora_fp8": LoraConfig,
 }
 
 

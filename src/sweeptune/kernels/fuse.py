@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from sweeptune.config.errors import ConfigError
 from sweeptune.kernels import ops
 from sweeptune.kernels.block import Block, BlockFunction, Call
+from sweeptune.kernels.fp8 import Fp8Linear
 from sweeptune.kernels.head import summed_loss, token_losses
 from sweeptune.kernels.linear import Group, Projection, refresh
 from sweeptune.kernels.offload import Stash
@@ -135,7 +136,7 @@ def obstacle(model: Any) -> str | None:
             return f"the activation {layer.mlp.config.hidden_act} is not SwiGLU's"
         for linear in _linears(layer):
             weight = _base(linear)
-            if type(weight) is not torch.nn.Linear and not _is_nf4(weight):
+            if type(weight) not in (torch.nn.Linear, Fp8Linear) and not _is_nf4(weight):
                 return f"a weight is stored as {type(weight).__name__}"
             if weight.bias is not None:
                 return "its linear layers have biases"

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import bitsandbytes as bnb
 import torch
 
 from sweeptune.kernels import ops
+from sweeptune.kernels.fp8 import Fp8Linear, times, times_transposed
 from sweeptune.kernels.ops import Low
 
 ALIGNMENT = 16
@@ -28,7 +30,7 @@ class Projection:
     """A linear layer and its adapter.
 
     Attributes:
-        base: An ``nn.Linear`` or bitsandbytes' ``Linear4bit`` with NF4, without bias.
+        base: An ``nn.Linear``, bitsandbytes' ``Linear4bit`` with NF4, or an `Fp8Linear`; without bias.
         a: [rank, in], None without an adapter.
         b: [out, rank].
         scale: What the adapter's output is multiplied by.
@@ -39,9 +41,33 @@ class Projection:
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
 
-    def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The base's weight [out, in] in the compute precision."""
-        return dense(self.base, dtype)
+    def times(self, x: Operand, into: torch.Tensor | None) -> torch.Tensor:
+        """x W^T [n, out], added to ``into`` where there is one."""
+        if isinstance(self.base, Fp8Linear):
+            y = times(x.rounded, self.base, x.plain.dtype)
+            return y if into is None else y.add_(into)
+        weight = dense(self.base, x.plain.dtype).t()
+        return torch.mm(x.plain, weight) if into is None else torch.addmm(into, x.plain, weight)
+
+    def times_transposed(self, dy: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+        """dy W [n, in], added in place to ``into`` where there is one."""
+        if isinstance(self.base, Fp8Linear):
+            found = times_transposed(dy, self.base)
+            return found if into is None else into.add_(found)
+        weight = dense(self.base, dy.dtype)
+        return torch.mm(dy, weight) if into is None else into.addmm_(dy, weight)
+
+
+class Operand:
+    """The input of a group's products, rounded at most once for all of them."""
+
+    def __init__(self, plain: torch.Tensor) -> None:
+        self.plain = plain
+
+    @cached_property
+    def rounded(self) -> ops.Rounded:
+        """In 8-bit floating point."""
+        return ops.quantize_rows(self.plain)
 
 
 def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
@@ -49,6 +75,8 @@ def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
     weight = module.weight
     if isinstance(weight, bnb.nn.Params4bit):
         return ops.nf4_dequantize(weight.data, weight.quant_state, dtype)
+    if isinstance(module, Fp8Linear):
+        return module.plain(dtype)
     found: torch.Tensor = weight.detach().to(dtype)
     return found
 
@@ -121,10 +149,9 @@ class Group:
             add: Whether outputs have what adapters add; else `low` says what is missing.
         """
         lows = None if self.a is None else torch.mm(x, self.a.t())
-        outputs = []
+        outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            weight = p.weight(self.compute).t()
-            y = torch.mm(x, weight) if into is None else torch.addmm(into, x, weight)
+            y = p.times(operand, into)
             if add and b is not None and lows is not None:
                 y.addmm_(lows[:, slot], b.t())
             outputs.append(y)
@@ -145,9 +172,7 @@ class Group:
         into_low = self.into_low(grads)
         found: torch.Tensor | None = None
         for dy, p in zip(grads, self.projections, strict=True):
-            weight = p.weight(self.compute)
-            found = torch.mm(dy, weight) if found is None else found.addmm_(dy, weight)
-            del weight
+            found = p.times_transposed(dy, found)
         assert found is not None, "a group has a layer"
         if add and into_low is not None and self.a is not None:
             found.addmm_(into_low, self.a)

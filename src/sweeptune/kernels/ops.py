@@ -190,6 +190,45 @@ def nf4_dequantize(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torc
     return plain.to(dtype)
 
 
+FP8 = torch.float8_e4m3fn
+FP8_MOST = 448.0
+"""The largest number of e4m3."""
+Rounded = tuple[torch.Tensor, torch.Tensor]
+"""A matrix [n, k] in e4m3, and the scale of each row, fp32 [n]."""
+
+
+def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None = None) -> Rounded:
+    """Round a matrix to e4m3, each row scaled so that its largest number is the format's largest.
+
+    Args:
+        x: [n, k].
+        columns: fp32 [k], multiplied into the columns first.
+    """
+    if _on_gpu(x):
+        found: Rounded = triton_ops().quantize_rows(x.contiguous(), columns)
+        return found
+    values = x.float() if columns is None else x.float() * columns
+    scale = values.abs().amax(dim=-1).clamp(min=1e-12) / FP8_MOST
+    return (values / scale[:, None]).clamp(-FP8_MOST, FP8_MOST).to(FP8), scale
+
+
+def fp8_transpose(x: torch.Tensor) -> torch.Tensor:
+    """[n, k] in e4m3 as [k, n], stored row by row."""
+    if _on_gpu(x):
+        found: torch.Tensor = triton_ops().transpose_bytes(x)
+        return found
+    return x.view(torch.uint8).t().contiguous().view(FP8)
+
+
+def fp8_matmul(a: Rounded, b: Rounded, dtype: torch.dtype) -> torch.Tensor:
+    """a b^T [n, m] of a [n, k] and b [m, k]."""
+    if _on_gpu(a[0]):
+        return torch._scaled_mm(
+            a[0], b[0].t(), scale_a=a[1][:, None], scale_b=b[1][None, :], out_dtype=dtype, use_fast_accum=True
+        )
+    return ((a[0].float() @ b[0].float().t()) * a[1][:, None] * b[1]).to(dtype)
+
+
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, *, gradient: bool) -> torch.Tensor:
     """Negative log-likelihood of every row's target; the logits become its gradient.
 

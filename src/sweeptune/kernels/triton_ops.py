@@ -343,6 +343,50 @@ def nf4_dequantize(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torc
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _quantize_rows(x, columns, values, scales, k, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < k
+    value = tl.load(x + row * k + at, mask=inside, other=0.0).to(tl.float32)
+    if COLUMNS:
+        value *= tl.load(columns + at, mask=inside, other=0.0)
+    scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    value = tl.minimum(tl.maximum(value / scale, -448.0), 448.0)
+    tl.store(values + row * k + at, value.to(values.dtype.element_ty), mask=inside)
+
+
+def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `sweeptune.kernels.ops.quantize_rows`."""
+    n, k = x.shape
+    values = torch.empty(n, k, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(n, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(k)
+    given = columns is not None
+    _quantize_rows[(n,)](
+        x, columns if given else scales, values, scales, k, COLUMNS=given, BLOCK=block, num_warps=_warps(block)
+    )
+    return values, scales
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _transpose_bytes(x, y, n, k, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tile = tl.load(x + row[:, None] * k + column[None, :], mask=(row < n)[:, None] & (column < k)[None, :], other=0)
+    tl.store(y + column[:, None] * n + row[None, :], tl.trans(tile), mask=(column < k)[:, None] & (row < n)[None, :])
+
+
+def transpose_bytes(x: torch.Tensor) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.fp8_transpose`."""
+    n, k = x.shape
+    y = torch.empty(k, n, dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(n, 64), triton.cdiv(k, 64))
+    _transpose_bytes[grid](x.view(torch.uint8), y.view(torch.uint8), n, k, BLOCK=64, num_warps=4)
+    return y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * width

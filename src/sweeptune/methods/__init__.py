@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from sweeptune.methods import full, lora, pissa, quantized
+from sweeptune.methods import fp8, full, lora, pissa, quantized
 
 
 class Method(NamedTuple):
@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
     "pissa": Method(lora.attach, start=pissa.start),
     "qlora": Method(quantized.attach, quantized.nf4),
     "lora_int8": Method(quantized.attach, quantized.int8),
+    "lora_fp8": Method(fp8.attach),
 }
 
 __all__ = ["METHODS", "Method"]

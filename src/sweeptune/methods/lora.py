@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "qlora": {},
     "lora_int8": {},
+    "lora_fp8": {},
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True},
     "pissa": {},

@@ -45,7 +45,7 @@ def merged(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if not isinstance(model, PeftModel):
         return store(model, dtype)
     if getattr(model.get_base_model(), "hf_quantizer", None) is None:
-        plain: PreTrainedModel = model.float().merge_and_unload()
+        plain: PreTrainedModel = dequantize(model, torch.float32).float().merge_and_unload()
         return store(plain, dtype)
     # PEFT's wrappers of quantised layers would quantise the sum again, so it is made here, a layer at a time.
     for parent in list(model.modules()):

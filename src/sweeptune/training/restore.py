@@ -15,6 +15,7 @@ from sweeptune.config.compose import load
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.data import load_run_tokenizer
+from sweeptune.kernels.fp8 import Fp8Linear
 from sweeptune.methods import METHODS
 from sweeptune.models import load_model
 from sweeptune.tracking.record import RECORD, read_record
@@ -87,7 +88,7 @@ def dequantize(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+            if isinstance(child, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt | Fp8Linear):
                 setattr(parent, name, dequantized(child, dtype))
     return model
 
@@ -96,6 +97,8 @@ def dequantized(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.nn.Linear:
     """The plain layer that a quantised one stands for."""
     if isinstance(layer, bnb.nn.Linear4bit):
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    elif isinstance(layer, Fp8Linear):
+        weight = layer.plain(dtype)
     else:
         stored: Any = layer  # before its first forward the weight holds the scales, afterwards the layer's state does
         fresh = stored.weight.SCB is not None
