@@ -5,9 +5,9 @@
     python bench/peers.py --row gsm8k_lora --tokenizer tokenizer.model --data gsm8k.jsonl --out results/
     python bench/peers.py --row intern18_lora --tiny --rounds 1 --out results/      a trial on a CPU
 
-Our own pipeline turns the row's data into steps; every peer reads them from a file, and sweeptune makes them again through
-``train.py``, with every proof and measurement on. All load one base model, random weights that are written once to
-``--work``. A run is a process of its own (`stacks.py`); its figures are kept in ``--out`` when it ends, and a run that
+Our own pipeline turns the row's data into steps; every peer reads them from a file, and sweeptune makes them again
+through ``train.py``, with every proof and measurement on. All load one base model, random weights that are written once
+to ``--work``. A run is a process of its own (`stacks.py`); its figures are kept in ``--out`` when it ends, and one that
 failed is a row of the table. The table replaces the row's section in ``--results``.
 """
 
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,15 @@ from stacks import ROOT, Job, digest, read_steps, save_steps
 
 from sweeptune.config.compose import compose
 from sweeptune.config.schema import Config
-from sweeptune.data import load_run_tokenizer, load_splits, micro_batches, plan_steps, samples
+from sweeptune.data import (
+    hash_plan,
+    hash_rows,
+    load_run_tokenizer,
+    load_splits,
+    micro_batches,
+    plan_steps,
+    samples,
+)
 from sweeptune.data.conversation import conversation
 from sweeptune.data.fit import HoldOut
 from sweeptune.tracking.files import write_text
@@ -76,7 +85,7 @@ class Row:
 
 
 BOTH = {"sweeptune": [], "sweeptune_plain": PLAIN}
-LORA = PEERS + ("unsloth_bf16",)
+LORA = (*PEERS, "unsloth_bf16")
 OFFLOAD = {"sweeptune": [], "sweeptune_offload": ["hardware.gradient_checkpointing=offload"]}
 SEVEN: dict[str, Any] = {
     "method": "qlora",
@@ -175,22 +184,37 @@ def write_words(path: Path, config: Config, words: Sequence[str], count: int) ->
             if held.part(conversation([("user", prompt), ("assistant", completion)]).split_key) == part:
                 lines.append(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
                 left -= 1
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines))
 
 
 def vocabulary_words(tokenizer: Any) -> list[str]:
-    """Words that are one token each, so that ids spread over the vocabulary; made-up ones for a byte-level tokenizer."""
+    """The words of a vocabulary, so that ids spread over it; made-up ones for a byte-level tokenizer."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    words = [piece[1:] for piece in pieces if piece and piece[0] in "▁Ġ" and piece[1:].isalpha()]
+    words = sorted({word for word in (piece.lstrip("▁Ġ") for piece in pieces) if word.isalpha()})
     if len(words) > 1000:
         return words
     draw = random.Random(0)
     return ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
 
 
-def make_steps(visit: Visit, rows: int) -> Path:
-    """Write the steps of our own pipeline to an npz, in our order; the words are written first where there are none."""
+@dataclass(frozen=True)
+class Plan:
+    """The steps of our own pipeline.
+
+    Attributes:
+        path: The npz that peers read.
+        ids: `digest` of what is in it, which peers report of what they trained on.
+        ours: What our own record calls the order of the data and the loss mask.
+    """
+
+    path: Path
+    ids: str
+    ours: dict[str, str]
+
+
+def make_steps(visit: Visit, rows: int) -> Plan:
+    """Write the steps of our own pipeline to an npz, in our order; the words are written first."""
+    (visit.work / visit.name).mkdir(parents=True, exist_ok=True)
     config = compose([*overrides(visit, rows), "hardware=cpu", "hardware.memory_cap_gib=null"])
     tokenizer = load_run_tokenizer(config.model, config.template)
     if not visit.row.real:
@@ -207,7 +231,8 @@ def make_steps(visit: Visit, rows: int) -> Path:
         check_full(found, rows, visit.row.length)
     path = visit.work / visit.name / f"steps-{rows}.npz"
     save_steps(path, found)
-    return path
+    ours = {"data_order": hash_plan(splits.train, steps), "loss_mask": hash_rows(splits.train)}
+    return Plan(path, digest(read_steps(path)), ours)
 
 
 def check_full(steps: Sequence[Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]]], rows: int, size: int) -> None:
@@ -266,7 +291,9 @@ def start(visit: Visit, stack: str, job: Job, target: Path) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "bench" / "stacks.py"), work_of(stack), str(source), str(target)]
     reason = ""
     with target.with_suffix(".log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True, env=environment())
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, env=environment()
+        )
         try:
             process.wait(visit.timeout_s)
         except subprocess.TimeoutExpired:
@@ -286,10 +313,8 @@ def start(visit: Visit, stack: str, job: Job, target: Path) -> dict[str, Any]:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a worker with all that it started: DataLoader workers outlive a killed parent for a while."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -317,15 +342,10 @@ def provide_base(visit: Visit) -> None:
         tokenizer=str(visit.tokenizer) if visit.tokenizer else None,
     )
     begin = time.perf_counter()
-    found = start(replace_timeout(visit, 400), "base", job, visit.out / "base.json")
+    found = start(replace(visit, timeout_s=400), "base", job, visit.out / "base.json")
     if found["status"] != "completed":
         raise SystemExit(f"the base model was not made: {found['reason']} ({visit.out / 'base.log'})")
     print(f"base model: {found['notes']}, {time.perf_counter() - begin:.0f} s, {visit.base}", flush=True)
-
-
-def replace_timeout(visit: Visit, seconds: int) -> Visit:
-    """The same visit with other patience."""
-    return replace(visit, timeout_s=seconds)
 
 
 Run = dict[str, Any]
@@ -334,7 +354,7 @@ Run = dict[str, Any]
 def measure(visit: Visit, stacks: Sequence[str], rounds: int, keep: Callable[[list[Run]], None]) -> list[Run]:
     """Every stack once a round, in turn. What failed in the first round is not tried again, and where several numbers
     of rows were, later rounds repeat the fastest that fits."""
-    ids = {rows: make_steps(visit, rows) for rows in visit.row.rows}
+    plans = {rows: make_steps(visit, rows) for rows in visit.row.rows}
     runs: list[Run] = []
     for number in range(1, rounds + 1):
         for stack in stacks:
@@ -344,15 +364,19 @@ def measure(visit: Visit, stacks: Sequence[str], rounds: int, keep: Callable[[li
                 if visit.tiny and work_of(stack) not in ("transformers", "sweeptune"):
                     found: Run = {"status": "skipped", "reason": "needs a CUDA GPU"}
                 else:
-                    job = job_of(visit, stack, rows, ids[rows], visit.work / visit.name / "run")
+                    job = job_of(visit, stack, rows, plans[rows].path, visit.work / visit.name / "run")
                     found = start(visit, stack, job, target)
-                expected = digest(read_steps(ids[rows]))
-                if found.get("ids", expected) != expected:
-                    found |= {"status": "crashed", "reason": "trained on other ids"}
+                if found["status"] == "completed" and not same_ids(found, plans[rows]):
+                    found |= {"status": "crashed", "reason": "trained on other ids than the rest"}
                 runs.append({"stack": stack, "round": number, "rows": rows, **found})
                 print(told(runs[-1], time.perf_counter() - began), flush=True)
                 keep(runs)
     return runs
+
+
+def same_ids(found: Run, plan: Plan) -> bool:
+    """Whether a run trained on the ids of the plan, in its order and with its labels."""
+    return bool(found["plan"] == plan.ours if "plan" in found else found["ids"] == plan.ids)
 
 
 def chosen(runs: list[Run], stack: str, rows: Sequence[int]) -> list[int]:
@@ -536,6 +560,8 @@ def main() -> None:
         tiny=options.tiny,
     )
     visit.out.mkdir(parents=True, exist_ok=True)
+    # A visit that is ended from outside takes its worker along, which would keep the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command = shlex.join(["python", "bench/peers.py", *sys.argv[1:]])
     provide_base(visit)
 

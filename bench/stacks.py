@@ -3,16 +3,17 @@
     python bench/stacks.py transformers job.json out.json     also: liger, trl, unsloth, unsloth_bf16, sweeptune
     python bench/stacks.py base job.json out.json             writes the base model's folder that all of them load
 
-``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. Every stack makes the same steps out of
-the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers) and loss and
+``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. Every stack makes the same steps out
+of the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers) and loss and
 gradient norm of every step. The time is that of the steps behind the warm-up, synchronised at its ends only; peaks are
-those of the timed steps. The own loop that stands for Liger, Unsloth and plain transformers reads losses and norms at the
-very end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for everybody.
+those of the timed steps. The loop that plain transformers, Liger and Unsloth share reads losses and norms at the very
+end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for everybody.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import resource
@@ -54,7 +55,7 @@ class Job:
     dtype: str = "bf16"
     """Storage of the weights: bf16 or fp32."""
     layout: str = "full"
-    """``full``: rows of one sample and equal length; ``padded``: a sample a row; ``free``: samples behind each other."""
+    """``full``: rows of one sample and one length; ``padded``: a sample a row; ``free``: samples behind each other."""
     micro_batch: int = 8
     """Rows of one pass."""
     parts: int = 4
@@ -252,7 +253,11 @@ def loss_tokens(step: list[list[Sample]]) -> int:
 
 
 def train(
-    model: torch.nn.Module, job: Job, autocast: Callable[[], AbstractContextManager[None]], *, tell_lengths: bool = False
+    model: torch.nn.Module,
+    job: Job,
+    autocast: Callable[[], AbstractContextManager[None]],
+    *,
+    tell_lengths: bool = False,
 ) -> dict[str, Any]:
     """Make every step; return what was measured.
 
@@ -297,8 +302,6 @@ def train(
 
 def digest(steps: Steps) -> str:
     """Names the ids that were trained on, in their order."""
-    import hashlib
-
     found = hashlib.sha256()
     for step in steps:
         for row in step:
@@ -353,9 +356,7 @@ def adapters(job: Job) -> Any:
     """LoRA on the seven linears."""
     from peft import LoraConfig
 
-    return LoraConfig(
-        task_type="CAUSAL_LM", r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules=TARGETS
-    )
+    return LoraConfig(task_type="CAUSAL_LM", r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules=TARGETS)
 
 
 def free_rows(job: Job) -> Job:
@@ -496,11 +497,20 @@ def run_trl(job: Job) -> dict[str, Any]:
                 found["losses"].append(float(logs["loss"]))
                 found["norms"].append(float(logs.get("grad_norm", float("nan"))))
 
+    class Order(torch.utils.data.Sampler):  # type: ignore[type-arg]
+        batch_size, drop_last = max(map(len, order)), False
+
+        def __iter__(self) -> Iterator[list[int]]:
+            return iter(order)
+
+        def __len__(self) -> int:
+            return len(order)
+
     class InOrder(SFTTrainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> Any:
             loader = torch.utils.data.DataLoader(
                 self.train_dataset,
-                batch_sampler=order,
+                batch_sampler=Order(),
                 collate_fn=self.data_collator,
                 num_workers=2,
                 persistent_workers=True,
@@ -519,10 +529,11 @@ def run_trl(job: Job) -> dict[str, Any]:
         weight_decay=0.0,
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
-        bf16=not (job.method == "full" and job.dtype == "bf16"),
+        bf16=job.cuda and not (job.method == "full" and job.dtype == "bf16"),
+        use_cpu=not job.cuda,
         gradient_checkpointing=job.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_liger_kernel=True,
+        use_liger_kernel=job.cuda,
         padding_free=job.layout == "free",
         max_length=None,
         logging_steps=1,
@@ -570,6 +581,7 @@ def read_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "grad_norm" in line]
     memory, speed, cost = record["memory"], record["speed"], record["fingerprint"].get("cost") or {}
+    quality = record["fingerprint"].get("quality") or {}
     steady = (memory["phases"] or {}).get("steady", {})
     found: dict[str, Any] = {
         "status": record["status"],
@@ -587,6 +599,7 @@ def read_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "exclusive": speed["exclusive"],
         "proofs": {name: bool(value) for name, value in record["proofs"].items()},
         "git": record["environment"].get("git"),
+        "plan": {name: quality.get(name) for name in ("data_order", "loss_mask")},
     }
     named = [f"{cost[key]} {word}" for key, word in (("attention", ""), ("kernels", "kernels")) if key in cost]
     again = cost.get("gradient_checkpointing")
