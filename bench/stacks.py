@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,9 @@ def passes(step: list[list[Sample]], job: Job) -> list[list[Sample]]:
     """The samples of every pass of a step."""
     if job.layout == "padded":
         ordered = sorted((sample for row in step for sample in row), key=lambda sample: -len(sample[0]))
-        size = -(-len(ordered) // job.parts)
         # Always as many passes as were asked for: TRL accumulates a fixed number of them.
-        return [part for part in (ordered[i * size : (i + 1) * size] for i in range(job.parts)) if part]
+        ends = [len(ordered) * at // job.parts for at in range(job.parts + 1)]
+        return [ordered[begin:end] for begin, end in pairwise(ends) if begin < end]
     groups = [step[at : at + job.micro_batch] for at in range(0, len(step), job.micro_batch)]
     return [[sample for row in group for sample in row] for group in groups]
 
