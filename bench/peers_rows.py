@@ -1,0 +1,107 @@
+"""The rows of bench/peers.py: what is compared, under which conditions and with which stacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+PEERS = ("transformers", "liger", "trl", "unsloth")
+WARMUP = 5
+"""What our own watch leaves out (`sweeptune.tracking.record.WARMUP_STEPS`); every stack leaves out the same."""
+LR = 1e-4
+FP8 = ["method=lora_fp8"]
+PLAIN = ["hardware.kernels=plain"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The conditions of one comparison."""
+
+    method: str
+    """full, lora or qlora."""
+    model: str = "internlm2_1_8b"
+    """An option of conf/model, whose architecture gets random weights."""
+    dtype: str = "bf16"
+    """Storage of the weights; with fp32 the products are bf16 under autocast."""
+    rows: tuple[int, ...] = (8,)
+    """Rows of 2048 tokens a step and a pass; of several, each stack keeps the fastest that fits."""
+    length: int = 2048
+    checkpointing: bool = False
+    cap_gib: float | None = None
+    """Enforced limit on the GPU's memory, the CUDA context included."""
+    real: bool = False
+    """Rows of the file of ``--data`` at their real lengths, packed by us, instead of full rows of random words."""
+    peers: tuple[str, ...] = PEERS
+    """Stacks; ``<stack>_free`` is its padding-free variant."""
+    variants: dict[str, list[str]] = field(default_factory=lambda: {"sweeptune": []})
+    """Our runs, each with what it sets beyond the row's own settings."""
+    overrides: tuple[str, ...] = ()
+    """Of all of our runs."""
+    timeout_s: int = 150
+
+
+BOTH = {"sweeptune": [], "sweeptune_plain": PLAIN}
+LORA = (*PEERS, "unsloth_bf16")
+OFFLOAD = {"sweeptune": [], "sweeptune_offload": ["hardware.gradient_checkpointing=offload"]}
+SEVEN: dict[str, Any] = {
+    "method": "qlora",
+    "model": "internlm2_7b",
+    "checkpointing": True,
+    "peers": LORA,
+    "timeout_s": 240,
+}
+ROWS: dict[str, Row] = {
+    "intern18_full": Row("full", variants=BOTH),
+    "intern18_lora": Row("lora", peers=LORA, variants=BOTH | {"sweeptune_fp8": FP8}),
+    "intern18_qlora": Row("qlora", peers=LORA, variants=BOTH),
+    "intern18_lora_ckpt": Row("lora", peers=LORA, checkpointing=True, variants=OFFLOAD),
+    "intern18_qlora_ckpt": Row("qlora", peers=LORA, checkpointing=True, variants=OFFLOAD),
+    "intern18_full_fp32": Row("full", dtype="fp32", variants=BOTH),
+    "intern7_qlora": Row(**SEVEN, rows=(1,), variants=OFFLOAD),
+    "intern7_qlora_cap8": Row(**SEVEN, rows=(4, 3, 2), cap_gib=8, variants=OFFLOAD),
+    "gsm8k_lora": Row(
+        "lora",
+        real=True,
+        peers=("transformers", "liger", "trl", "unsloth", "liger_free", "trl_free", "unsloth_free"),
+    ),
+}
+
+
+def tiny(row: Row) -> Row:
+    """The same row small enough for a CPU, in fp32."""
+    cuda_only = {"dtype": "fp32", "cap_gib": None, "model": "tiny", "length": 64, "timeout_s": 300}
+    return replace(row, rows=tuple(min(rows, 4) for rows in row.rows), **cuda_only)
+
+
+def work_of(stack: str) -> str:
+    """The worker that runs a stack or a variant of ours.
+
+    Example:
+        >>> work_of("sweeptune_plain"), work_of("trl_free"), work_of("unsloth_bf16")
+        ('sweeptune', 'trl', 'unsloth_bf16')
+    """
+    return "sweeptune" if stack.startswith("sweeptune") else stack.removesuffix("_free")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What holds for every run of one command."""
+
+    name: str
+    row: Row
+    out: Path
+    work: Path
+    steps: int
+    tokenizer: Path | None
+    data: Path | None
+    timeout_s: int
+    tiny: bool
+    ends: float = float("inf")
+    """When (`time.perf_counter`) the last run has to be over."""
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base model, which rows of one model share."""
+        kind = "tiny-fp32" if self.tiny else f"{self.row.model}-bf16"
+        return self.work / "base" / kind

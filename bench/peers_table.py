@@ -1,0 +1,136 @@
+"""What bench/peers.py says of its runs: the table, and the section of bench/RESULTS.md around it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from common import gib, head, line
+from peers_rows import LR, WARMUP, Visit, work_of
+
+Run = dict[str, Any]
+"""Stack, round and number of rows, with what its worker left."""
+
+COLUMNS = (
+    "stack",
+    "rows",
+    "setting",
+    "trains",
+    "tokens/s, by round",
+    "against the best peer",
+    "allocated GiB",
+    "reserved GiB",
+    "host GiB: resident, pinned",
+    "loss: first step, timed",
+    "gradient norm: first step, timed",
+)
+
+
+def table(runs: list[Run]) -> list[str]:
+    """The runs as a markdown table: a line for every stack and number of rows, failures too."""
+    cases = list(dict.fromkeys((run["stack"], run["rows"]) for run in runs))
+    speeds = {case: speed(runs, case) for case in cases}
+    peers = [found for (stack, _), found in speeds.items() if found and work_of(stack) != "sweeptune"]
+    best = max(peers, default=None)
+    lines = head(COLUMNS)
+    for case in cases:
+        mine = [run for run in runs if (run["stack"], run["rows"]) == case]
+        good = [run for run in mine if run["status"] == "completed"]
+        if not good:
+            lines.append(line((*case, f"**{mine[0]['status']}**: {brief(mine[0].get('reason'))}", *["-"] * 8)))
+            continue
+        last, found = good[-1], speeds[case]
+        ratio = f"{found / best:.2f}" if found and best else "-"
+        shown = " / ".join(f"{run['tokens_per_s']:,.0f}" if run["tokens_per_s"] else "-" for run in good)
+        failed = [run for run in mine if run["status"] != "completed"]
+        shown += "".join(f" / {run['status']}" for run in failed)
+        resident, pinned = worst(good, "rss_gib"), worst(good, "pinned_gib")
+        lines.append(
+            line(
+                (
+                    *case,
+                    brief(last.get("notes")),
+                    f"{last['trainable'] / 1e6:,.2f} M, {last['adapter_dtype']}",
+                    shown,
+                    ratio,
+                    gib(worst(good, "allocated_gib")),
+                    gib(worst(good, "reserved_gib")),
+                    f"{gib(resident)}, {gib(pinned)}",
+                    series(last["losses"]),
+                    series(last["norms"]),
+                )
+            )
+        )
+    return lines
+
+
+def speed(runs: list[Run], case: tuple[str, int]) -> float | None:
+    """Mean over the rounds."""
+    found = [run["tokens_per_s"] for run in runs if (run["stack"], run["rows"]) == case and run.get("tokens_per_s")]
+    return statistics.fmean(found) if found else None
+
+
+def worst(runs: list[Run], key: str) -> float | None:
+    """The largest over the rounds."""
+    return max((run[key] for run in runs if run.get(key) is not None), default=None)
+
+
+def series(values: list[float]) -> str:
+    """The first step, and the first and the last of the timed ones."""
+    if len(values) <= WARMUP:
+        return " -> ".join(f"{value:.4f}" for value in values[:1] + values[1:][-1:])
+    return f"{values[0]:.4f}, {values[WARMUP]:.4f} -> {values[-1]:.4f}"
+
+
+def brief(text: str | None) -> str:
+    """Fits a cell."""
+    return str(text or "-").replace("|", "/").replace("\n", " ")[:160]
+
+
+def section(visit: Visit, runs: list[Run], command: str) -> str:
+    """The row's part of the results, with its conditions."""
+    row = visit.row
+    done = [run for run in runs if run.get("versions")]
+    packages = {name: number for run in done for name, number in run["versions"].items()}
+    card = next((run["card"] for run in done if run.get("card")), "CPU")
+    size = " or ".join(f"{rows} x {row.length}" for rows in row.rows)
+    rows = "GSM8K at its real lengths, " + size if row.real else f"full rows, {size}"
+    conditions = [
+        f"{row.method} on the shape of {row.model}, random weights stored in {row.dtype}, {rows} tokens a step",
+        "gradient checkpointing" if row.checkpointing else "no checkpointing",
+        *([f"an enforced cap of {row.cap_gib:g} GiB"] if row.cap_gib else []),
+        f"AdamW fused, linear schedule from {LR:g}, clipping at 1.0, loss and gradient norm of every step, DataLoader",
+        *(["rank 16, alpha 32, seven linears, dropout 0"] if row.method != "full" else []),
+        f"{visit.steps} steps, {visit.steps - WARMUP} of them timed",
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in packages.items())
+    return "\n".join(
+        [
+            f"## Against peers: {visit.name}",
+            "",
+            "```",
+            command,
+            "```",
+            "",
+            f"{time.strftime('%Y-%m-%d')}, {card}; {versions}.",
+            "",
+            "; ".join(conditions) + ". Ratios compare means of the rounds of this visit; peaks are the larger of the "
+            "rounds, over the timed steps.",
+            "",
+            *table(runs),
+            "",
+        ]
+    )
+
+
+def with_section(text: str, found: str) -> str:
+    """A document with a section put in the place of the one with the same heading, or at the end."""
+    heading = found.partition("\n")[0]
+    lines = text.splitlines(keepends=True)
+    begin = next((i for i, each in enumerate(lines) if each.rstrip("\n") == heading), None)
+    if begin is None:
+        return text.rstrip("\n") + "\n\n" + found.rstrip("\n") + "\n"
+    behind = next((i for i in range(begin + 1, len(lines)) if lines[i].startswith("## ")), len(lines))
+    rest = "".join(lines[behind:])
+    return "".join(lines[:begin]) + found.rstrip("\n") + "\n" + ("\n" + rest if rest else "")

@@ -1,0 +1,197 @@
+"""bench/peers.py: what the table and its section say, and that every stack sees the same ids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import peers  # noqa: E402
+import peers_job  # noqa: E402
+import peers_rows  # noqa: E402
+import peers_table  # noqa: E402
+import stacks  # noqa: E402
+
+
+def figures(**found: Any) -> dict[str, Any]:
+    """What a worker leaves."""
+    return {
+        "status": "completed",
+        "reason": None,
+        "tokens_per_s": 1000.0,
+        "allocated_gib": 10.0,
+        "reserved_gib": 12.0,
+        "rss_gib": 2.0,
+        "pinned_gib": None,
+        "losses": [9.0 - step / 10 for step in range(8)],
+        "norms": [1.0] * 8,
+        "trainable": 2_000_000,
+        "adapter_dtype": "bfloat16",
+        "notes": "sdpa",
+        "card": "NVIDIA H100 80GB HBM3",
+        "versions": {"torch": "2.11.0"},
+        **found,
+    }
+
+
+def run(stack: str, number: int = 1, rows: int = 8, **found: Any) -> dict[str, Any]:
+    """A run as `peers.measure` keeps it."""
+    return {"stack": stack, "round": number, "rows": rows, **figures(**found)}
+
+
+def visit(tmp_path: Path, name: str = "intern18_lora") -> peers_rows.Visit:
+    """A visit on a CPU."""
+    row = peers_rows.tiny(peers_rows.ROWS[name])
+    return peers_rows.Visit(name, row, tmp_path, tmp_path, 7, None, None, 60, True)
+
+
+def cells(lines: list[str]) -> list[list[str]]:
+    """The table's rows behind its head."""
+    return [[cell.strip() for cell in each.strip("|").split("|")] for each in lines[2:]]
+
+
+def test_ratios_are_of_means_and_against_the_best_peer() -> None:
+    runs = [run("liger"), run("trl", tokens_per_s=500.0), run("sweeptune", tokens_per_s=1800.0)]
+    runs += [run("liger", 2, tokens_per_s=1400.0), run("sweeptune", 2, tokens_per_s=1920.0, allocated_gib=11.0)]
+    liger, trl, ours = cells(peers_table.table(runs))
+    assert (liger[4], liger[5]) == ("1,000 / 1,400", "1.00")
+    assert (trl[5], ours[5], ours[6]) == ("0.42", "1.55", "11.00")
+    assert ours[3] == "2.00 M, bfloat16" and ours[8] == "2.00, -"
+    assert ours[9] == "9.0000, 8.5000 -> 8.3000"
+
+
+def test_a_variant_of_ours_is_no_peer() -> None:
+    lines = peers_table.table([run("liger"), run("sweeptune_plain", tokens_per_s=3000.0)])
+    assert [each[5] for each in cells(lines)] == ["1.00", "3.00"]
+
+
+def test_failures_are_rows_with_their_reason() -> None:
+    runs = [run("liger", status="oom", reason="OutOfMemoryError: 79 | GiB"), {**run("trl"), "round": 1}]
+    runs += [{"stack": "trl", "round": 2, "rows": 8, "status": "timeout", "reason": "not ready after 150 s"}]
+    failed, half = cells(peers_table.table(runs))
+    assert failed[2] == "**oom**: OutOfMemoryError: 79 / GiB" and len(failed) == len(peers_table.COLUMNS)
+    assert half[4] == "1,000 / timeout"
+
+
+def test_later_rounds_keep_the_fastest_number_of_rows_that_fits() -> None:
+    runs = [run("liger", rows=4, status="oom"), run("liger", rows=3), run("liger", rows=2, tokens_per_s=1100.0)]
+    assert peers.chosen(runs, "liger") == [2]
+    assert peers.chosen(runs[:1], "liger") == []
+
+
+def test_a_visit_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "make_steps", lambda visit, rows: None)
+    monkeypatch.setattr(peers, "one", lambda visit, stack, rows, plan, number: figures(seen=number))
+    kept: list[int] = []
+    begun = peers.measure(replace(visit(tmp_path), ends=0.0), ["liger"], 2, lambda runs: kept.append(len(runs)), [])
+    assert begun == [] and kept == []
+    first = run("liger", rows=4)
+    runs = peers.measure(visit(tmp_path), ["liger", "sweeptune"], 2, lambda runs: kept.append(len(runs)), [first])
+    assert runs[0] is first and kept == [2, 3, 4]
+    assert [(each["stack"], each["seen"]) for each in runs[1:]] == [("sweeptune", 1), ("liger", 2), ("sweeptune", 2)]
+
+
+def test_settings_are_given_once() -> None:
+    row = peers_rows.ROWS["intern18_lora"]
+    given = peers.settled(["method=lora", "data.path=a=b", *row.variants["sweeptune_fp8"]])
+    assert given == ["method=lora_fp8", "data.path=a=b"]
+
+
+def test_a_section_replaces_its_own_and_leaves_the_rest() -> None:
+    text = "# Results\n\nwords\n\n## Against peers: a\n\nold\n### deeper\n\n## Other\n\nkept\n"
+    assert peers_table.with_section(text, "## Against peers: a\n\nnew\n") == (
+        "# Results\n\nwords\n\n## Against peers: a\n\nnew\n\n## Other\n\nkept\n"
+    )
+    longer = peers_table.with_section(text, "## Against peers: ab\n\nnew\n")
+    assert longer == text + "\n## Against peers: ab\n\nnew\n"
+    assert peers_table.with_section(longer, "## Against peers: ab\n\nnew\n") == longer
+
+
+def test_a_section_names_command_card_versions_and_conditions(tmp_path: Path) -> None:
+    found = peers_table.section(visit(tmp_path), [run("liger")], "python bench/peers.py --row intern18_lora")
+    assert found.startswith("## Against peers: intern18_lora\n")
+    for words in ("--row intern18_lora", "NVIDIA H100", "torch 2.11.0", "4 x 64 tokens a step", "2 of them timed"):
+        assert words in found
+
+
+def test_every_row_names_stacks_that_a_worker_knows() -> None:
+    for row in peers_rows.ROWS.values():
+        assert {peers_rows.work_of(stack) for stack in [*row.peers, *row.variants]} <= set(stacks.STACKS)
+        assert len(row.rows) == 1 or row.cap_gib
+
+
+def steps_file(path: Path) -> peers_job.Steps:
+    """Two steps: three samples in two rows, then one."""
+    first = [[([5, 6, 7], [False, True, True]), ([8, 9], [False, True])], [([1, 2, 3, 4], [False, False, True, True])]]
+    peers_job.save_steps(path, [first, [[([3, 1], [False, True])]]])
+    return peers_job.read_steps(path)
+
+
+def test_steps_survive_the_file_and_name_themselves(tmp_path: Path) -> None:
+    steps = steps_file(tmp_path / "a.npz")
+    assert [[len(row) for row in step] for step in steps] == [[2, 1], [1]]
+    assert steps[0][1][0][1].tolist() == [-100, -100, 3, 4]
+    assert (peers_job.real_tokens(steps), peers_job.loss_tokens(steps[0])) == (11, 5)
+    assert peers_job.digest(steps) == peers_job.digest(steps_file(tmp_path / "b.npz")) != peers_job.digest(steps[:1])
+
+
+def test_passes_pad_little_or_not_at_all(tmp_path: Path) -> None:
+    step = steps_file(tmp_path / "a.npz")[0]
+    job = peers_job.Job(method="lora", folder="", layout="padded", parts=2)
+    parts = peers_job.passes(step, job)
+    assert [[len(ids) for ids, _ in part] for part in parts] == [[4], [3, 2]]
+    padded = peers_job.collate(parts[1], "padded", 0)
+    assert padded["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]] and padded["labels"][1, 2] == -100
+    free = peers_job.collate(step[0], "free", 0)
+    assert free["position_ids"].tolist() == [[0, 1, 2, 0, 1]] and free["lengths"].tolist() == [3, 2]
+    assert "attention_mask" not in peers_job.collate(parts[0], "full", 0)
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    with stacks.kept(tmp_path / "out.json"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["status"] == "oom" and found["reason"].endswith("Tried to allocate 2 GiB")
+
+
+def test_a_worker_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = tmp_path / "bench" / "stacks.py"
+    sleeper.parent.mkdir()
+    sleeper.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    job = peers_job.Job(method="lora", folder="", work=str(tmp_path / "run"))
+    found = peers.start(replace(visit(tmp_path), timeout_s=2), "liger", job, tmp_path / "out.json")
+    assert found == {"status": "timeout", "reason": "not ready after 2 s", "log": "begun\n"}
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "timeout"
+
+
+@pytest.mark.slow
+def test_tiny_row_end_to_end(tmp_path: Path) -> None:
+    out, results = tmp_path / "out", tmp_path / "RESULTS.md"
+    results.write_text("# Results\n")
+    command = [sys.executable, str(ROOT / "bench" / "peers.py"), "--row", "intern18_lora", "--tiny", "--rounds", "1"]
+    command += ["--steps", "2", "--out", str(out), "--work", str(tmp_path / "work"), "--results", str(results)]
+    command += ["--stacks", "transformers", "liger", "sweeptune"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plain, liger, ours = json.loads((out / "intern18_lora.json").read_text())
+    assert (plain["status"], liger["status"], ours["status"]) == ("completed", "skipped", "completed")
+    # `peers.measure` has compared the ids of both with the plan: another status would stand here.
+    assert plain["ids"] and ours["plan"]["data_order"]
+    assert plain["losses"] == pytest.approx(ours["losses"], abs=1e-3)
+    assert plain["norms"][0] == pytest.approx(ours["norms"][0], rel=1e-2)
+    assert plain["trainable"] == ours["trainable"] and ours["adapter_dtype"] == "float32"
+    assert ours["proofs"]["gradients"]
+    text = results.read_text()
+    assert "## Against peers: intern18_lora" in text and "| sweeptune | 4 |" in text
+    assert not list((tmp_path / "work" / "intern18_lora").glob("run"))
