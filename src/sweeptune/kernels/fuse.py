@@ -121,13 +121,15 @@ def obstacle(model: Any) -> str | None:
     base, layers = _parts(model)
     if not layers:
         return f"the layers of a {type(base).__name__} are not known to it"
+    scaling: Any = None
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
+            scaling = scaling or module.scaling
             if any(isinstance(rate, torch.nn.Dropout) and rate.p for rate in module.lora_dropout.values()):
                 return "method.dropout is above 0"
             if any(getattr(module, "use_dora", {}).values()):
                 return "DoRA scales each row of the weight anew"
-            if module.fan_in_fan_out or list(module.lora_A) != [ADAPTER]:
+            if module.fan_in_fan_out or list(module.lora_A) != [ADAPTER] or module.scaling != scaling:
                 return f"the adapter of {name} is not a plain one"
     for layer in layers:
         if type(layer).__name__ not in LAYERS:

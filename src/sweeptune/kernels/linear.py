@@ -77,19 +77,15 @@ def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
         return ops.nf4_dequantize(weight.data, weight.quant_state, dtype)
     if isinstance(module, Fp8Linear):
         return module.plain(dtype)
-    found: torch.Tensor = weight.detach().to(dtype)
+    found: torch.Tensor = weight.to(dtype)
     return found
 
 
-def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
-    """scale * a b as ``dtype``; sums in bf16 reach an fp32 result unrounded where the device can."""
-    if dtype == a.dtype:
-        return torch.mm(a, b) if scale == 1.0 else torch.mm(a, b).mul_(scale)
-    if dtype == torch.float32 and a.is_cuda:
-        found = torch.mm(a, b, out_dtype=dtype)
-    else:
-        found = torch.mm(a, b).to(dtype)
-    return found if scale == 1.0 else found.mul_(scale)
+def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """a b as ``dtype``; sums in bf16 reach an fp32 result unrounded where the device can."""
+    if dtype == torch.float32 and a.dtype != dtype and a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 class Group:
@@ -101,8 +97,8 @@ class Group:
 
     Attributes:
         trained: Their trainable tensors, in the order in which `backward` returns gradients.
-        a: [R, in] in the compute precision, all adapters' A below each other; R is 0 without adapters.
-        b: [out, slot] of each layer, scaled; None without an adapter.
+        a: [R, in] in the compute precision, all adapters' A below each other, scaled; None without adapters.
+        b: [out, slot] of each layer; None without an adapter.
     """
 
     def __init__(self, projections: Sequence[Projection], compute: torch.dtype) -> None:
@@ -135,13 +131,14 @@ class Group:
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
             if p.a is not None and p.b is not None and slot is not None and self.a is not None and b is not None:
                 rank = p.a.shape[0]
-                yield self.a[slot.start : slot.start + rank], p.a.detach(), 1.0
-                yield b[:, :rank], p.b.detach(), p.scale
+                yield self.a[slot.start : slot.start + rank], p.a.detach(), p.scale
+                yield b[:, :rank], p.b.detach(), 1.0
 
+    @torch.no_grad()
     def forward(
         self, x: torch.Tensor, into: torch.Tensor | None = None, *, add: bool = True
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Outputs [n, out] of x [n, in], and x A^T [n, R], where there are adapters.
+        """Outputs [n, out] of x [n, in], and s x A^T [n, R], where there are adapters.
 
         Args:
             x: The input.
@@ -165,7 +162,7 @@ class Group:
     def into_input(
         self, grads: Sequence[torch.Tensor], *, add: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients of the input [n, in] and of x A^T [n, R], from those of every output, [n, out].
+        """Gradients of the input [n, in] and of s x A^T [n, R], from those of every output, [n, out].
 
         ``add``: whether the first has what reaches the input through the adapters, which is (second, A^T) as a `Low`.
         """
@@ -186,7 +183,7 @@ class Group:
         Args:
             grads: Of every output, [n, out].
             x: The input [n, in].
-            low: x A^T, as `forward` returned it; made again where it is None.
+            low: s x A^T, as `forward` returned it; made again where it is None.
             into_low: Its gradient, as `into_input` returned it.
         """
         found = [
@@ -198,17 +195,18 @@ class Group:
             return found
         if low is None:
             low = torch.mm(x, self.a.t())
-        dtypes = [p.a.dtype for p in self.projections if p.a is not None]
-        into_a = product(into_low.t(), x, dtypes[0])
+        first = next(p for p in self.projections if p.a is not None)
+        assert first.a is not None
+        into_a = product(into_low.t(), x, first.a.dtype).mul_(first.scale)
         for dy, p, slot in zip(grads, self.projections, self.slots, strict=True):
             if p.a is not None and p.b is not None and slot is not None:
                 rank = p.a.shape[0]
-                into_b = product(dy.t(), low[:, slot.start : slot.start + rank], p.b.dtype, p.scale)
+                into_b = product(dy.t(), low[:, slot.start : slot.start + rank], p.b.dtype)
                 found += [into_a[slot.start : slot.start + rank], into_b]
         return found
 
     def into_low(self, grads: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Gradient of x A^T, [n, R]."""
+        """Gradient of s x A^T, [n, R]."""
         if self.a is None:
             return None
         found = grads[0].new_empty(len(grads[0]), self.rank)
