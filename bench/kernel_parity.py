@@ -10,9 +10,11 @@ bf16 differs by. Then times, at InternLM2-1.8B's shapes: attention back-ends, an
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from common import head, line
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from sweeptune.config.compose import compose
 from sweeptune.data.collate import collate_packs
@@ -31,8 +34,11 @@ from sweeptune.kernels.interfaces import varlen_kernel, varlen_options
 from sweeptune.methods import METHODS
 from sweeptune.models import load_model
 from sweeptune.training.loss import summed_nll
+from sweeptune.training.restore import dequantize
 
 GPU = torch.device("cuda")
+DEQUANTIZE = bnb.functional.dequantize_4bit
+FLEX: Any = torch.compile(flex_attention, dynamic=False)
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 512,
@@ -114,12 +120,19 @@ def elementwise() -> list[str]:
     big = torch.randn(2048, 8192, device=GPU, dtype=torch.bfloat16)
     for nested in (True, False):
         packed, state = bnb.functional.quantize_4bit(big, compress_statistics=nested, quant_type="nf4")
-        ours, theirs = ops.nf4_dequantize(packed, state, big.dtype), bnb.functional.dequantize_4bit(packed, state)
-        times = [ms(lambda f=f: f()) for f in (  # type: ignore[misc]
-            lambda: ops.nf4_dequantize(packed, state, big.dtype), lambda: bnb.functional.dequantize_4bit(packed, state)
-        )]  # fmt: skip
-        name = f"nf4{' double' if nested else ''}: ms {times[0]:.3f}, bitsandbytes {times[1]:.3f}"
-        rows.append(line([name, f"{off(ours, theirs):.2e}", "0"]))
+        ours, theirs = partial(ops.nf4_dequantize, packed, state, big.dtype), partial(DEQUANTIZE, packed, state)
+        name = f"nf4{', double' if nested else ''}: {ms(ours):.3f} ms, bitsandbytes {ms(theirs):.3f}"
+        rows.append(line([name, f"{off(ours(), theirs()):.2e}", "0"]))
+    rounded = ops.quantize_rows(x.to(torch.bfloat16), weight)
+    rows.append(
+        line(
+            [
+                "round to fp8 (3 bits of mantissa)",
+                f"{off(rounded[0].float() * rounded[1][:, None], x * weight):.2e}",
+                "-",
+            ]
+        )
+    )
     return [*head(["kernel", "fused bf16, worst", "plain bf16, worst"]), *rows]
 
 
@@ -139,7 +152,7 @@ def models() -> list[str]:
     found = batch()
     table = head(["model", "method", "loss: fused", "plain", "worst gradient: fused", "plain", "whose"])
     for shape, architecture in SHAPES.items():
-        for method in ("full", "lora", "qlora", "rslora"):
+        for method in ("full", "lora", "qlora", "rslora", "lora_fp8"):
             config = compose(["model=tiny", f"method={method}", "model.attention=varlen"])
             made = METHODS[method]
             quantization = made.quantization(torch.bfloat16) if made.quantization else None
@@ -175,14 +188,7 @@ def models() -> list[str]:
 
 def reference(model: Any, found: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients in fp32, of a copy whose quantised weights are plain numbers."""
-    exact = deepcopy(model).float()
-    for module in list(exact.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, bnb.nn.Linear4bit) and not hasattr(child, "lora_A"):
-                weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state).float()
-                made = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=GPU)
-                made.weight = torch.nn.Parameter(weight, requires_grad=False)
-                setattr(module, name, made)
+    exact = dequantize(deepcopy(model), torch.float32).float()
     exact.config._attn_implementation = "sdpa"
     for part in exact.modules():
         if hasattr(part, "config") and hasattr(part.config, "_attn_implementation"):
@@ -192,59 +198,69 @@ def reference(model: Any, found: Any) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {n: p.grad for n, p in exact.named_parameters() if p.grad is not None}
 
 
+LENGTHS = {"8 x 2048": [2048] * 8, "128 x 128": [128] * 128, "mixed": [37 * (i % 9 + 1) for i in range(88)]}
+LENGTHS["documents"] = [211, 3000, 97, 1500, 640, 2900, 88, 1200, 2500, 333, 1915, 2000]
+
+
 def attention() -> list[str]:
-    """Attention back-ends, forward and backward, 16 query and 8 key heads of 128, 16,384 tokens, causal."""
+    """Attention back-ends, forward and backward, 16 query and 8 key heads of 128, causal."""
     table = head(["lengths", "back-end", "ms", "TFLOP/s"])
-    for what, lengths in {
-        "8 x 2048": [2048] * 8,
-        "128 x 128": [128] * 128,
-        "mixed": [37 * (i % 9 + 1) for i in range(88)],
-    }.items():
-        total = sum(lengths)
-        bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=GPU)
-        q, k, v = (torch.randn(total, h, 128, device=GPU, dtype=torch.bfloat16).requires_grad_() for h in (16, 8, 8))
-        grad = torch.randn_like(q)
+    for what, lengths in LENGTHS.items():
         flops = 3.5 * 2 * 16 * 128 * sum(x * x for x in lengths)
-
-        def note(name: str, run: Callable[[], torch.Tensor]) -> None:
-            def both() -> None:
-                out = run()
-                torch.autograd.grad(out, (q, k, v), grad.view_as(out))
-
+        q, k, v = (
+            torch.randn(sum(lengths), h, 128, device=GPU, dtype=torch.bfloat16).requires_grad_() for h in (16, 8, 8)
+        )
+        for name, run in attentions(lengths, q, k, v).items():
             try:
-                took = ms(both)
+                took = ms(partial(both, run, (q, k, v)), times=5)
                 table.append(line([what, name, f"{took:.3f}", f"{flops / took / 1e9:.0f}"]))
             except Exception as error:
                 table.append(line([what, name, "-", str(error).splitlines()[0][:90]]))
-
-        kernel, longest = varlen_kernel(), max(lengths)
-        assert kernel is not None
-        note(
-            "varlen flash",
-            lambda: kernel(q, k, v, bounds, bounds, longest, longest, **varlen_options(kernel, None, True)),
-        )
-
-        def cudnn(kk: torch.Tensor, vv: torch.Tensor) -> Callable[[], torch.Tensor]:
-            def run() -> torch.Tensor:
-                return CudnnVarlen.apply(q, kk, vv, bounds, longest)
-
-            return run
-
-        note("varlen cudnn, grouped", cudnn(k, v))
-        note(
-            "varlen cudnn, repeated",
-            lambda: CudnnVarlen.apply(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), bounds, longest),
-        )
-        if len(set(lengths)) == 1:
-            for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-
-                def dense(backend: Any = backend) -> torch.Tensor:
-                    parts = [t.view(len(lengths), longest, -1, 128).transpose(1, 2) for t in (q, k, v)]
-                    with sdpa_kernel(backend):
-                        return F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True).transpose(1, 2)
-
-                note(f"dense {backend.name}", dense)
     return table
+
+
+def both(run: Callable[[], torch.Tensor], leaves: Any) -> None:
+    """Forward and backward."""
+    out = run()
+    torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+def attentions(lengths: list[int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
+    """Every back-end that can attend within samples behind each other: [n, heads, width] each."""
+    kernel, longest, total = varlen_kernel(), max(lengths), sum(lengths)
+    assert kernel is not None
+    ends = torch.tensor(lengths).cumsum(0)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.long), ends]).to(GPU, torch.int32)
+    found: dict[str, Any] = {
+        "varlen flash": lambda: kernel(q, k, v, bounds, bounds, longest, longest, **varlen_options(kernel, None, True)),
+        "varlen cuDNN": lambda: CudnnVarlen.apply(q, k, v, bounds, longest),
+    }
+    numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(GPU)
+    wide = -total % 128
+    numbers = F.pad(numbers, (0, wide), value=-1)
+
+    def rule(b: Any, h: Any, of: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return (numbers[of] == numbers[at]) & (of >= at)
+
+    mask = create_block_mask(rule, None, None, total + wide, total + wide, device="cuda")
+
+    def flex() -> torch.Tensor:
+        parts = [F.pad(t, (0, 0, 0, 0, 0, wide)).transpose(0, 1)[None] for t in (q, k, v)]
+        made: torch.Tensor = FLEX(*parts, block_mask=mask, enable_gqa=True)
+        return made
+
+    found["flex"] = flex
+    if len(set(lengths)) == 1:
+        for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+            found[f"rows, {backend.name}"] = partial(dense, backend, len(lengths), q, k, v)
+    return found
+
+
+def dense(backend: SDPBackend, samples: int, *leaves: torch.Tensor) -> torch.Tensor:
+    """Samples of one length as plain rows."""
+    q, k, v = (t.unflatten(0, (samples, -1)).transpose(1, 2) for t in leaves)
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 class CudnnVarlen(torch.autograd.Function):
@@ -311,18 +327,20 @@ def passes() -> list[str]:
     return table
 
 
+PARTS: dict[str, Any] = {"elementwise": elementwise, "models": models, "attention": attention, "passes": passes}
+
+
 def main() -> None:
     """Everything, each part on its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="some of the parts")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for part in (elementwise, attention, passes, models):
+    for part in map(PARTS.get, options.only):
         try:
             text = "\n".join(part())
         except Exception as error:
-            import traceback
-
             text = f"{part.__name__}: {error!r}\n{traceback.format_exc()[-1500:]}"
         print(text, flush=True)
         with (options.out / "kernels.md").open("a") as file:

@@ -23,8 +23,8 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 from sweeptune.config.errors import ConfigError
 
 VARLEN, FLEX = "sweeptune_varlen", "sweeptune_flex"
-DENSE = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels for rows of one length, the fastest first (bench/RESULTS.md)."""
+order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels for rows of one length, the fastest first: on an H100, until `sweeptune.kernels.fastest` has measured here."""
 
 
 @cache
@@ -98,10 +98,10 @@ def varlen_forward(
 def _rows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: int, scaling: float | None
 ) -> torch.Tensor:
-    """Samples of one length are plain rows, for which cuDNN's kernel is the fastest: [1, n, heads, d]."""
+    """Samples of one length are plain rows, for which there are faster kernels: [1, n, heads, d]."""
     width = query.shape[-1]
     parts = [t.squeeze(0).transpose(0, 1).unflatten(0, (samples, -1)).transpose(1, 2) for t in (query, key, value)]
-    with sdpa_kernel(DENSE, set_priority=True):
+    with sdpa_kernel(order, set_priority=True):
         out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).reshape(1, -1, query.shape[1], width)
 
