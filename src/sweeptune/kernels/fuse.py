@@ -51,6 +51,8 @@ class Fused:
     blocks: list[Block]
     compute: torch.dtype
     stash: Stash | None = None
+    cached: bool = False
+    """Whether the present forward pass goes on from a cache, which is transformers' own affair."""
     casts: list[tuple[torch.Tensor, torch.Tensor, float]] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
@@ -212,8 +214,9 @@ def fuse(model: Any, compute: torch.dtype, *, recompute: bool = False, offload: 
         _replace(found, layer, partial(_layer_forward, layer, block, type(layer).forward))
     _replace(found, decoder.norm, partial(_norm_forward, decoder.norm, compute))
     if hasattr(decoder, "rotary_emb"):
-        _replace(found, decoder.rotary_emb, partial(_rotary_forward, decoder.rotary_emb))
-    handle = decoder.register_forward_pre_hook(lambda *_: _begin(found))
+        rotary = decoder.rotary_emb
+        _replace(found, rotary, partial(_rotary_forward, found, rotary, type(rotary).forward))
+    handle = decoder.register_forward_pre_hook(partial(_begin, found), with_kwargs=True)
     found.undo.append(handle.remove)
     model.__dict__[FUSED] = found
     return found
@@ -231,7 +234,8 @@ def _replace(found: Fused, module: Any, forward: Callable[..., Any]) -> None:
     found.undo.append(lambda: module.__dict__.pop("forward", None))
 
 
-def _begin(found: Fused) -> None:
+def _begin(found: Fused, _: torch.nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+    found.cached = options.get("past_key_values") is not None or bool(options.get("use_cache"))
     refresh(found.casts)
     if found.stash is not None:
         found.stash.clear()
@@ -319,8 +323,12 @@ class NormFunction(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _rotary_forward(rotary: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_forward(
+    found: Fused, rotary: Any, plain: Callable[..., Any], x: torch.Tensor, position_ids: torch.Tensor
+) -> Any:
     """The rotary embedding's forward, without the look at the longest position that waits for the device."""
+    if found.cached:
+        return plain(rotary, x, position_ids)
     angles = position_ids[..., None].float() * rotary.inv_freq.to(device=x.device, dtype=torch.float)
     both = torch.cat((angles, angles), dim=-1)
     cos, sin = both.cos() * rotary.attention_scaling, both.sin() * rotary.attention_scaling
