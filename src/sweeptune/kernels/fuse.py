@@ -140,6 +140,8 @@ def obstacle(model: Any) -> str | None:
             if weight.bias is not None:
                 return "its linear layers have biases"
     config = base.config.get_text_config()
+    if getattr(config, "attention_dropout", 0.0):
+        return "its attention has dropout"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") not in ROTARY:
         return f"the rotary embedding {rope.get('rope_type')} depends on the batch"
@@ -276,7 +278,9 @@ def _attend(
 
     interface: Any = ALL_ATTENTION_FUNCTIONS
     attend = interface.get_interface(module.config._attn_implementation, _eager(module))
-    window = getattr(module, "sliding_window", None)
+    # Qwen 3's modules know their window, which not every layer has; Mistral's look it up
+    known = module if hasattr(module, "sliding_window") else module.config
+    window = getattr(known, "sliding_window", None)
     options = kwargs | ({"sliding_window": window} if window is not None else {})
     found: torch.Tensor = attend(module, query, key, value, mask, dropout=0.0, scaling=module.scaling, **options)[0]
     return found

@@ -47,7 +47,7 @@ class Projection:
 def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
     """A linear layer's weight [out, in] as plain numbers."""
     weight = module.weight
-    if isinstance(weight, bnb.nn.Params4bit):
+    if isinstance(module, bnb.nn.Linear4bit):
         return ops.nf4_dequantize(weight.data, weight.quant_state, dtype)
     found: torch.Tensor = weight.detach().to(dtype)
     return found

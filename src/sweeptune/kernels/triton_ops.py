@@ -347,6 +347,9 @@ def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.const
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
     target = tl.load(targets + row)
+    ignored = target < 0
+    # Read before the loop, whose reductions all warps wait for: behind it, a faster warp may have overwritten it.
+    own = tl.load(logits + tl.where(ignored, 0, target)).to(tl.float32)
     most = -float("inf")
     total = 0.0
     for begin in range(0, width, BLOCK):
@@ -356,8 +359,6 @@ def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.const
         total = total * tl.exp(most - higher) + tl.sum(tl.exp(x - higher))
         most = higher
     lse = most + tl.log(total)
-    ignored = target < 0
-    own = tl.load(logits + tl.where(ignored, 0, target)).to(tl.float32)
     tl.store(nll + row, tl.where(ignored, 0.0, lse - own))
     if GRADIENT:
         for begin in range(0, width, BLOCK):
