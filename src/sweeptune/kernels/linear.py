@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -34,7 +35,7 @@ class Projection:
         scale: What the adapter's output is multiplied by.
     """
 
-    base: torch.nn.Module
+    base: Any
     a: torch.nn.Parameter | None = None
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
@@ -44,7 +45,7 @@ class Projection:
         return dense(self.base, dtype)
 
 
-def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+def dense(module: Any, dtype: torch.dtype) -> torch.Tensor:
     """A linear layer's weight [out, in] as plain numbers."""
     weight = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
@@ -57,10 +58,8 @@ def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, scale: float =
     """scale * a b as ``dtype``; sums in bf16 reach an fp32 result unrounded where the device can."""
     if dtype == a.dtype:
         return torch.mm(a, b) if scale == 1.0 else torch.mm(a, b).mul_(scale)
-    if dtype == torch.float32 and a.is_cuda:
-        found = torch.mm(a, b, out_dtype=dtype)
-    else:
-        found = torch.mm(a, b).to(dtype)
+    wider = dtype == torch.float32 and a.is_cuda
+    found = torch.mm(a, b, out_dtype=dtype) if wider else torch.mm(a, b).to(dtype)
     return found if scale == 1.0 else found.mul_(scale)
 
 

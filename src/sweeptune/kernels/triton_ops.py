@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sweeptune.kernels.ops import SUMMED_ROWS
+
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -31,10 +33,6 @@ NF4 = (
     1.0,
 )
 """The 16 levels of NF4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E)."""
-
-
-ROWS = 16
-"""Rows whose share of a norm weight's gradient is summed up by one program."""
 
 
 def _warps(block: int) -> int:
@@ -129,7 +127,7 @@ def rms_norm_backward(
     """See `sweeptune.kernels.ops.rms_norm_backward`."""
     n, d = x.shape
     block = triton.next_power_of_2(d)
-    rows = ROWS if want_weight else 1
+    rows = SUMMED_ROWS if want_weight else 1
     programs = triton.cdiv(n, rows)
     parts = torch.empty(programs, d, dtype=torch.float32, device=x.device) if want_weight else dy
     _rms_norm_backward[(programs,)](
