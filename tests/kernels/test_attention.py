@@ -229,28 +229,31 @@ def test_what_varlen_cannot_do_is_an_error(wanted):
 
 
 @pytest.mark.parametrize(
-    ("packing", "device", "dtype", "chosen"),
+    ("values", "device", "dtype", "chosen"),
     [
-        ("none", CPU, torch.float32, "sdpa"),
-        ("pack", CPU, torch.bfloat16, "sdpa"),
-        ("none", GPU, torch.bfloat16, "sdpa"),
-        ("pack", GPU, torch.float32, "sdpa"),
-        ("pack", GPU, torch.bfloat16, "varlen"),
-        ("split", GPU, torch.float16, "varlen"),
+        (None, CPU, torch.float32, "sdpa"),
+        (LLAMA, CPU, torch.bfloat16, "sdpa"),
+        (LLAMA, GPU, torch.float32, "sdpa"),
+        (None, GPU, torch.bfloat16, "varlen"),
+        (LLAMA, GPU, torch.bfloat16, "varlen"),
+        (QWEN, GPU, torch.float16, "varlen"),
+        (LLAMA | {"layer_types": ["full_attention", "chunked_attention"]}, GPU, torch.bfloat16, "sdpa"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, GPU, torch.bfloat16, "sdpa"),
     ],
 )
-def test_auto_takes_the_fastest_that_is_present_and_correct(packing, device, dtype, chosen, monkeypatch):
+def test_auto_takes_the_fastest_that_is_present_and_correct(values, device, dtype, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert resolve("auto", packing, device, dtype).name == chosen
+    shape = AutoConfig.for_model(**(SHAPE | values)) if values else None
+    assert resolve("auto", shape, device, dtype).name == chosen
 
 
 def test_auto_on_an_old_gpu_or_torch_is_sdpa(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    found = resolve("auto", "pack", GPU, torch.float16)
+    found = resolve("auto", None, GPU, torch.float16)
     assert found.name == "sdpa" and "capability 8.0" in found.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(attention, "varlen_kernel", lambda: None)
-    assert "this torch has no" in resolve("auto", "pack", GPU, torch.float16).reason
+    assert "this torch has no" in resolve("auto", None, GPU, torch.float16).reason
 
 
 @pytest.mark.parametrize(
@@ -264,13 +267,13 @@ def test_auto_on_an_old_gpu_or_torch_is_sdpa(monkeypatch):
 )
 def test_a_back_end_that_cannot_train_here_is_refused(name, device, dtype, why):
     with pytest.raises(ConfigError, match=rf"model\.attention={name}: .*{why}.*use model\.attention=auto"):
-        resolve(name, "pack", device, dtype)
+        resolve(name, None, device, dtype)
 
 
 def test_flash_attention_is_told_to_be_untested(monkeypatch):
     monkeypatch.setattr(attention, "flash_installed", lambda name: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    found = resolve("flash_attention_3", "pack", GPU, torch.bfloat16)
+    found = resolve("flash_attention_3", None, GPU, torch.bfloat16)
     assert found.implementation == "flash_attention_3" and "nobody has tested" in found.reason
 
 

@@ -15,12 +15,12 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.tracking.record import read_record
 from sweeptune.training import loop, run, step
 from sweeptune.training.checkpoint import find_checkpoints
-from sweeptune.training.loss import token_nll
+from sweeptune.training.loss import summed_nll, token_nll
 from sweeptune.training.oom import brief
 from tests.training.helpers import gradients, lines
 
 
-def failing_at(calls: set[int], error: Exception):
+def failing_at(calls: set[int], error: Exception, loss=summed_nll):
     """A loss that fails at some of its calls."""
     count = 0
 
@@ -29,7 +29,7 @@ def failing_at(calls: set[int], error: Exception):
         count += 1
         if count in calls:
             raise error
-        return token_nll(model, batch)
+        return loss(model, batch)
 
     return nll
 
@@ -40,7 +40,7 @@ OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 def test_out_of_memory_in_forward_halves_the_micro_batch_and_repeats_the_step(settings, tmp_path, monkeypatch):
     config = settings("method=full", "hardware.micro_batch=4", "train.max_steps=3", "optim.eps=1e-3")
     plain = run(config, tmp_path / "plain")
-    monkeypatch.setattr(step, "token_nll", failing_at({2}, OOM))
+    monkeypatch.setattr(step, "summed_nll", failing_at({2}, OOM))
     record = run(config, tmp_path / "oom")
     assert record["status"] == "completed"
     assert [(r["step"], r["micro_batch"]) for r in record["train"]["replans"]] == [(0, 2)]
@@ -89,11 +89,11 @@ def test_generators_are_restored_before_a_step_is_repeated(settings, tmp_path, m
             if fail and count == 3:
                 raise OOM
             drawn.append(torch.rand(1).item())
-            return token_nll(model, batch)
+            return summed_nll(model, batch)
 
         return nll
 
-    monkeypatch.setattr(step, "token_nll", watch(fail=True))
+    monkeypatch.setattr(step, "summed_nll", watch(fail=True))
     run(config, tmp_path)
     assert drawn[0] == drawn[2], "the first draw of the repeated step"
     assert drawn[0] != drawn[1]
@@ -121,7 +121,7 @@ def test_out_of_memory_in_the_optimiser_restarts_from_the_checkpoint(settings, t
 
 @pytest.mark.parametrize("overrides", [("hardware.on_oom=stop",), ("hardware.micro_batch=1",)])
 def test_out_of_memory_ends_the_run_where_nothing_can_be_halved(settings, tmp_path, monkeypatch, overrides):
-    monkeypatch.setattr(step, "token_nll", failing_at(set(range(3, 99)), OOM))
+    monkeypatch.setattr(step, "summed_nll", failing_at(set(range(3, 99)), OOM))
     record = run(settings("method=full", *overrides), tmp_path)
     assert record["status"] == "oom" and "out of memory" in record["reason"]
     assert record == read_record(tmp_path)
@@ -133,7 +133,7 @@ def test_out_of_memory_in_evaluation_halves_the_eval_batch(settings, tmp_path, m
 
     config = settings("method=lora", "train.max_steps=2", "eval.batch_size=8")
     plain = run(config, tmp_path / "plain")
-    monkeypatch.setattr(evaluate, "token_nll", failing_at({2}, OOM))
+    monkeypatch.setattr(evaluate, "token_nll", failing_at({2}, OOM, token_nll))
     record = run(config, tmp_path / "oom")
     assert record["train"]["replans"][0]["eval_batch"] == 4
     assert record["eval"]["loss"] == pytest.approx(plain["eval"]["loss"], abs=1e-4)
@@ -145,9 +145,9 @@ def test_a_loss_that_is_not_a_number_is_diverged(settings, tmp_path, monkeypatch
     def nll(model, batch):
         nonlocal count
         count += 1
-        return token_nll(model, batch) * (float("nan") if count == 9 else 1.0)
+        return summed_nll(model, batch) * (float("nan") if count == 9 else 1.0)
 
-    monkeypatch.setattr(step, "token_nll", nll)
+    monkeypatch.setattr(step, "summed_nll", nll)
     record = run(settings("method=lora"), tmp_path)
     assert record["status"] == "diverged" and "nan" in record["reason"]
     assert "NaN" not in (tmp_path / "result.json").read_text() + (tmp_path / "metrics.jsonl").read_text()
@@ -155,13 +155,13 @@ def test_a_loss_that_is_not_a_number_is_diverged(settings, tmp_path, monkeypatch
 
 
 def test_a_gradient_of_exactly_zero_is_an_invalid_run(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "token_nll", lambda model, batch: token_nll(model, batch) * 0.0)
+    monkeypatch.setattr(step, "summed_nll", lambda model, batch: summed_nll(model, batch) * 0.0)
     record = run(settings("method=lora"), tmp_path)
     assert record["status"] == "invalid_run" and "exactly zero" in record["reason"]
 
 
 def test_a_crash_leaves_its_traceback_in_the_log(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "token_nll", failing_at({5}, RuntimeError("a bug of ours")))
+    monkeypatch.setattr(step, "summed_nll", failing_at({5}, RuntimeError("a bug of ours")))
     record = run(settings("method=lora"), tmp_path)
     assert record["status"] == "crashed" and record["reason"] == "RuntimeError: a bug of ours"
     log = (tmp_path / "train.log").read_text()

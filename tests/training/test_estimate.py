@@ -23,6 +23,7 @@ from sweeptune.training.allocator import MIB, Allocator, Full
 from sweeptune.training.estimate import bounds, estimate, notable, of_data
 from sweeptune.training.loss import nll_at
 from sweeptune.training.passes import _trace, batch, build, persistent, train_pass
+from sweeptune.training.patterns import Split
 from sweeptune.training.placement import place
 from sweeptune.training.shapes import Shape, Shapes
 from sweeptune.training.trace import GRADIENTS, Trace, record
@@ -100,7 +101,7 @@ def saved_bytes(model: torch.nn.Module, run: Callable[[], torch.Tensor]) -> tupl
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora"])
 def test_what_a_trace_keeps_for_backward_is_what_a_real_forward_keeps(method: str) -> None:
-    config = tiny(f"method={method}", "model.attention=eager")
+    config = tiny(f"method={method}", "model.attention=eager", "hardware.kernels=plain")
     placement = place(config)
     shape = Shape(4, 64, 40, 200, padded=True)
     model = build(config, placement, None)  # real, on the CPU
@@ -128,10 +129,28 @@ def test_what_a_trace_keeps_for_backward_is_what_a_real_forward_keeps(method: st
     assert 0 <= most - real <= 14 * logits
 
 
-@pytest.mark.parametrize("overrides", [["method=full"], ["method=lora", "hardware.gradient_checkpointing=true"]])
-def test_a_pattern_of_four_layers_stands_for_seven_and_for_any_size(overrides: list[str]) -> None:
+PLAIN, RECOMPUTED = "hardware.kernels=plain", "hardware.gradient_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=full"],
+        ["method=full", PLAIN],
+        ["method=lora", RECOMPUTED],
+        ["method=lora", RECOMPUTED, PLAIN],
+        ["method=lora", "model.attention=sdpa"],
+        ["method=qlora", "hardware.gradient_checkpointing=offload"],
+    ],
+    ids=" ".join,
+)
+def test_a_pattern_of_four_layers_stands_for_seven_and_for_any_size(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny("model.architecture.num_hidden_layers=7", *overrides)
     shape = Shape(6, 200, 77, 900, padded=True)
+    split = Split(None, "model.attention=sdpa" not in overrides)
+    monkeypatch.setattr(traced.head, "chunk_rows", lambda _: split.chunk(shape))  # as while it is traced
     wanted = _trace(config, Shapes(((shape,),), shape), 7, shallow=False)
     found = _trace(config, Shapes(((shape,),), shape), 7, shallow=True)
     assert sorted(found.resident) == sorted(wanted.resident)
@@ -173,6 +192,58 @@ def test_full_gradients_stay_until_the_end_of_a_step() -> None:
     assert left(later) == 0
 
 
+def test_logits_are_made_in_chunks_of_which_two_are_alive() -> None:
+    big = ["model.architecture.vocab_size=65536", "method=full"]  # 1,536 rows a chunk, 192 MiB in bf16
+
+    def logits(positions: int, *overrides: str) -> float:
+        shape = Shape(4, 2048, positions, 8192, padded=False)
+        config = tiny(*big, *overrides)
+        found = _trace(config, Shapes(((shape,),), shape), 2, shallow=False).train(shape, later=False)
+        sizes = found.sizes(shape)
+        return sum(size for size, tag in zip(sizes, found.tags, strict=True) if tag == "logits") / MIB
+
+    assert logits(1000) == pytest.approx(125 + 1000 * 64 * 2 / MIB, abs=1)
+    assert logits(2000) == pytest.approx(192 + 58, abs=1)
+    assert logits(8188) == pytest.approx(2 * 192, abs=1)
+    assert logits(2000, PLAIN) == pytest.approx(2000 * 65536 * (2 + 4 + 4) / MIB, abs=1)
+
+
+def test_what_only_fused_kernels_can_do_is_refused_without_them() -> None:
+    shape = Shape(2, 64, 40, 100, padded=False)
+    with pytest.raises(ConfigError, match="offload: needs the fused kernels, and DoRA scales each row"):
+        estimate(compose(["model=tiny", *SHAPE, "method=dora", "hardware.gradient_checkpointing=offload"]), one(shape))
+
+
+# Against an H100: InternLM2's shapes, rows of 2,048 loss tokens, peak of what was allocated (bench/RESULTS.md)
+
+QLORA_OFFLOAD = ["method=qlora", "hardware.gradient_checkpointing=offload"]
+ALLOCATED = [
+    ("internlm2_1_8b", 8, ["method=lora"], 23.97),
+    ("internlm2_1_8b", 8, ["method=lora", RECOMPUTED], 6.38),
+    ("internlm2_1_8b", 8, ["method=lora", "hardware.gradient_checkpointing=offload"], 5.07),
+    ("internlm2_1_8b", 8, ["method=qlora"], 21.88),
+    ("internlm2_1_8b", 8, QLORA_OFFLOAD, 3.01),
+    ("internlm2_1_8b", 8, ["method=full", "model.dtype=bf16"], 31.05),
+    ("internlm2_7b", 1, QLORA_OFFLOAD, 5.92),
+    ("internlm2_7b", 2, QLORA_OFFLOAD, 6.17),
+    ("internlm2_7b", 4, QLORA_OFFLOAD, 6.70),
+]
+
+
+@pytest.mark.parametrize(("model", "rows", "overrides", "measured"), ALLOCATED)
+def test_what_fused_kernels_allocate_on_an_h100_is_predicted(
+    model: str, rows: int, overrides: list[str], measured: float
+) -> None:
+    config = compose([f"model={model}", *SHAPE, *overrides])
+    shape = Shape(rows, 2048, rows * 2047, rows * 2048, padded=False)
+    found = estimate(config, Shapes(((shape,),), Shape(1, 64, 63, 64, padded=False)))
+    assert found.allocated_gib == pytest.approx(measured, rel=0.005)
+    assert found.details["kernels"] == "fused"
+    layers, width = {"internlm2_1_8b": (24, 2048), "internlm2_7b": (32, 4096)}[model]
+    offloaded = layers * rows * 2048 * width * 2 / 2**30 if overrides[-1].endswith("offload") else 0
+    assert found.details["offloaded_gib"] == pytest.approx(offloaded)
+
+
 # Against an H100 (bench/RESULTS.md, 2026-11-24): SmolLM2-135M, GSM8K, the largest micro-batches of its 15 steps
 
 MEASURED = {
@@ -185,7 +256,7 @@ MEASURED = {
 
 @pytest.mark.parametrize("method", MEASURED)
 def test_the_peak_measured_on_an_h100_is_predicted(method: str) -> None:
-    config = compose(["model=smollm2_135m", *SHAPE, method])
+    config = compose(["model=smollm2_135m", *SHAPE, method, PLAIN, "model.attention=sdpa"])
     step = Shape(64, 512, 450, 13873, padded=True), Shape(18, 142, 85, 2323, padded=True)
     found = estimate(config, Shapes((step,), Shape(16, 507, 411, 5364, padded=True)))
     assert found.peak_memory_gib == pytest.approx(MEASURED[method], rel=0.01)
@@ -287,5 +358,6 @@ def test_the_command_prints_the_parts() -> None:
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)
     assert found["method"] == "qlora" and found["parts"]["quantized"] > 0
+    assert found["details"]["kernels"] == "plain", "hardware=cpu computes in fp32"
     text = CliRunner().invoke(app, ["estimate", "model=tiny", "method=full", "hardware=cpu", "--bounds"]).output
     assert "peak memory" in text and "workspace" in text

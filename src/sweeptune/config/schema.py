@@ -179,8 +179,8 @@ class HardwareConfig:
     """Recompute activations in the backward pass: less memory, about a third more time. ``offload``: what that still
     keeps waits in the host's memory (fused kernels only)."""
     kernels: Literal["auto", "plain"] = "auto"
-    """``auto``: fused kernels where they are known to be right (a CUDA GPU, bf16, the Llama family), proven when the run
-    starts; ``plain``: transformers' and PEFT's own code everywhere."""
+    """``auto``: fused kernels where they are known to be right (a CUDA GPU, bf16, the Llama family), proven when the
+    run starts; ``plain``: transformers' and PEFT's own code everywhere."""
     memory_cap_gib: PositiveFloat | None
     """Enforced limit on GPU memory in GiB (2^30 bytes), CUDA context included."""
     on_oom: Literal["replan", "stop"]

@@ -53,8 +53,8 @@ class Prepared(NamedTuple):
     """A batch as a back-end wants it.
 
     ``inputs`` is all that the model's forward gets; ``labels`` are in the shape of ``inputs["input_ids"]``, and in the
-    host's memory; ``place`` holds the position in the flattened batch of every token that was kept, None where the batch
-    keeps its shape.
+    host's memory; ``place`` holds the position in the flattened batch of every token that was kept, None where the
+    batch keeps its shape.
     """
 
     inputs: dict[str, Any]

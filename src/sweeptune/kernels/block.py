@@ -82,7 +82,7 @@ class Block:
     """The parts of a decoder layer, and its two passes.
 
     Args:
-        layer: A decoder layer of transformers whose parts have Llama's names; query and key may have norms of their own.
+        layer: A decoder layer of transformers whose parts have Llama's names; query and key may have their own norms.
         qkv: Query, key and value.
         out: The projection behind the attention.
         gate_up: Gate and up.
@@ -233,7 +233,7 @@ class BlockFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Run the block's backward pass; what it kept is given back on the way."""
         block, call, saved = ctx.block, ctx.call, ctx.saved
         ctx.saved = None

@@ -96,25 +96,35 @@ def install(model: Any, wanted: str, device: torch.device, compute: torch.dtype,
     Raises:
         ConfigError: Only fused kernels can do what ``checkpointing`` asks for, and they cannot be used.
     """
-    reason = "hardware.kernels=plain" if wanted == "plain" else _no_kernels(device, compute) or obstacle(model)
+    reason = plain_reason(model, wanted, compute) or _no_kernels(device)
     if reason is None:
         fuse(model, compute, recompute=bool(checkpointing), offload=checkpointing == "offload")
         return Choice("fused", "a model and a GPU that they are made for")
     if checkpointing == "offload":
-        raise ConfigError(
-            f"hardware.gradient_checkpointing=offload: needs the fused kernels, and {reason}. Use "
-            "hardware.gradient_checkpointing=true"
-        )
+        raise refuse_offload(reason)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Choice("plain", reason)
 
 
-def _no_kernels(device: torch.device, compute: torch.dtype) -> str | None:
+def plain_reason(model: Any, wanted: str, compute: torch.dtype) -> str | None:
+    """Why a run does without fused kernels whatever its device; None where nothing speaks against them."""
+    if wanted == "plain":
+        return "hardware.kernels=plain"
+    return "they are made for hardware.precision=bf16" if compute is not torch.bfloat16 else obstacle(model)
+
+
+def refuse_offload(reason: str) -> ConfigError:
+    """The error where only fused kernels can do what the settings ask for."""
+    return ConfigError(
+        f"hardware.gradient_checkpointing=offload: needs the fused kernels, and {reason}. Use "
+        "hardware.gradient_checkpointing=true"
+    )
+
+
+def _no_kernels(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "they need a CUDA GPU"
-    if compute is not torch.bfloat16:
-        return "they are made for hardware.precision=bf16"
     return None if ops.triton_ops() else "the package triton is not installed"
 
 
@@ -145,6 +155,8 @@ def obstacle(model: Any) -> str | None:
             if weight.bias is not None:
                 return "its linear layers have biases"
     config = base.config.get_text_config()
+    if getattr(config, "attention_dropout", 0.0):
+        return "its attention has dropout"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") not in ROTARY:
         return f"the rotary embedding {rope.get('rope_type')} depends on the batch"
@@ -206,8 +218,8 @@ def fuse(model: Any, compute: torch.dtype, *, recompute: bool = False, offload: 
     found = Fused(decoder, base.get_output_embeddings(), [], compute, stash)
     for layer in layers:
         q, k, v, out, gate, up, down = map(_projection, _linears(layer))
-        groups = (Group(parts, compute) for parts in ([q, k, v], [out], [gate, up], [down]))
-        block = Block(layer, *groups, compute)
+        qkv, last, gate_up, end = (Group(parts, compute) for parts in ([q, k, v], [out], [gate, up], [down]))
+        block = Block(layer, qkv, last, gate_up, end, compute)
         block.recompute, block.stash = recompute or offload, stash
         found.blocks.append(block)
         found.casts += [cast for group in block.groups for cast in group.casts()]
@@ -283,7 +295,9 @@ def _attend(
 
     interface: Any = ALL_ATTENTION_FUNCTIONS
     attend = interface.get_interface(module.config._attn_implementation, _eager(module))
-    window = getattr(module, "sliding_window", None)
+    # Qwen 3's modules know their window, which not every layer has; Mistral's look it up
+    known = module if hasattr(module, "sliding_window") else module.config
+    window = getattr(known, "sliding_window", None)
     options = kwargs | ({"sliding_window": window} if window is not None else {})
     found: torch.Tensor = attend(module, query, key, value, mask, dropout=0.0, scaling=module.scaling, **options)[0]
     return found
@@ -314,7 +328,7 @@ class NormFunction(torch.autograd.Function):
         return y.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Gradients of x and of the weight."""
         rows, weight, rstd = ctx.saved_tensors
         dy = grad.reshape(rows.shape).clone()  # it is overwritten, and may be somebody else's

@@ -67,7 +67,7 @@ class SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Both gradients, times that of the sum. They are scaled in place: this runs once."""
         found = list(ctx.saved_tensors)
         dhidden = found.pop(0).mul_(grad).to(ctx.dtype) if ctx.needs_input_grad[0] else None
@@ -99,4 +99,4 @@ def token_losses(
 
 def _chunks(places: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rows = chunk_rows(vocabulary)
-    return list(zip(places.split(rows), targets.split(rows), strict=True)) if len(places) else []
+    return list(zip(torch.split(places, rows), torch.split(targets, rows), strict=True)) if len(places) else []

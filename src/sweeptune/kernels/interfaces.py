@@ -100,9 +100,9 @@ def _rows(
 ) -> torch.Tensor:
     """Samples of one length are plain rows, for which there are faster kernels: [1, n, heads, d]."""
     width = query.shape[-1]
-    parts = [t.squeeze(0).transpose(0, 1).unflatten(0, (samples, -1)).transpose(1, 2) for t in (query, key, value)]
+    q, k, v = (t[0].transpose(0, 1).view(samples, -1, *t.shape[1::2]).transpose(1, 2) for t in (query, key, value))
     with sdpa_kernel(order, set_priority=True):
-        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scaling, enable_gqa=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).reshape(1, -1, query.shape[1], width)
 
 

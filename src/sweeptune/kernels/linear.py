@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -36,7 +37,7 @@ class Projection:
         scale: What the adapter's output is multiplied by.
     """
 
-    base: torch.nn.Module
+    base: Any
     a: torch.nn.Parameter | None = None
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
@@ -70,10 +71,10 @@ class Operand:
         return ops.quantize_rows(self.plain)
 
 
-def dense(module: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+def dense(module: Any, dtype: torch.dtype) -> torch.Tensor:
     """A linear layer's weight [out, in] as plain numbers."""
     weight = module.weight
-    if isinstance(weight, bnb.nn.Params4bit):
+    if isinstance(module, bnb.nn.Linear4bit):
         return ops.nf4_dequantize(weight.data, weight.quant_state, dtype)
     if isinstance(module, Fp8Linear):
         return module.plain(dtype)

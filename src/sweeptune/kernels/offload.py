@@ -76,7 +76,7 @@ class Stash:
         stream = self._beside(ticket.device)
         with torch.cuda.stream(stream):
             ticket.back = ticket.host[:count].to(ticket.device, non_blocking=True).view(ticket.shape)
-            ticket.ready = torch.cuda.Event()
+            ticket.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ticket.ready.record(stream)
 
     def clear(self) -> None:
@@ -96,5 +96,5 @@ class Stash:
 
     def _beside(self, device: torch.device) -> torch.cuda.Stream:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._stream

@@ -1,8 +1,8 @@
 """The element-wise steps of a decoder block and of the loss: Triton kernels on a GPU, plain torch everywhere else.
 
 The plain versions are the reference that each kernel is held against (``tests/kernels/test_ops.py`` here, through
-Triton's interpreter; ``bench/kernel_parity.py`` on a GPU), and what a CPU runs. All take rows behind each other: x is [n, d],
-n the tokens of a micro-batch. A trailing underscore says that an argument is overwritten.
+Triton's interpreter; ``bench/kernel_parity.py`` on a GPU), and what a CPU runs. All take rows behind each other: x is
+[n, d], n the tokens of a micro-batch. A trailing underscore says that an argument is overwritten.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def rope_(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
         x[..., :half], x[..., half:] = first * c - second * s, second * c + first * s
 
 
+SUMMED_ROWS = 16
+"""Rows whose share of a norm weight's gradient is summed up by one program of the kernel."""
 Low = tuple[torch.Tensor, torch.Tensor]
 """A product of low rank that is added to a matrix [n, f] on the way: rows [n, r] and columns [f, r]."""
 LATE_RANK = 64

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sweeptune.kernels.ops import SUMMED_ROWS
+
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -31,10 +33,6 @@ NF4 = (
     1.0,
 )
 """The 16 levels of NF4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E)."""
-
-
-ROWS = 16
-"""Rows whose share of a norm weight's gradient is summed up by one program."""
 
 
 def _warps(block: int) -> int:
@@ -129,7 +127,7 @@ def rms_norm_backward(
     """See `sweeptune.kernels.ops.rms_norm_backward`."""
     n, d = x.shape
     block = triton.next_power_of_2(d)
-    rows = ROWS if want_weight else 1
+    rows = SUMMED_ROWS if want_weight else 1
     programs = triton.cdiv(n, rows)
     parts = torch.empty(programs, d, dtype=torch.float32, device=x.device) if want_weight else dy
     _rms_norm_backward[(programs,)](
@@ -391,6 +389,9 @@ def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.const
     row = tl.program_id(0).to(tl.int64)
     logits += row * width
     target = tl.load(targets + row)
+    ignored = target < 0
+    # Read before the loop, whose reductions all warps wait for: behind it, a faster warp may have overwritten it.
+    own = tl.load(logits + tl.where(ignored, 0, target)).to(tl.float32)
     most = -float("inf")
     total = 0.0
     for begin in range(0, width, BLOCK):
@@ -400,8 +401,6 @@ def _cross_entropy(logits, targets, nll, width: tl.constexpr, GRADIENT: tl.const
         total = total * tl.exp(most - higher) + tl.sum(tl.exp(x - higher))
         most = higher
     lse = most + tl.log(total)
-    ignored = target < 0
-    own = tl.load(logits + tl.where(ignored, 0, target)).to(tl.float32)
     tl.store(nll + row, tl.where(ignored, 0.0, lse - own))
     if GRADIENT:
         for begin in range(0, width, BLOCK):

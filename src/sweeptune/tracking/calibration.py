@@ -43,7 +43,8 @@ class Estimate:
         paged_gib: Optimiser state in managed memory.
         method: The method's name.
         checkpointing: Whether activations are recomputed.
-        details: Micro-batch, longest row, positions with logits, attention back-end.
+        details: Micro-batch, longest row, positions with logits, attention back-end, kernels, and what waits in the
+            host's memory (``offloaded_gib``).
     """
 
     peak_memory_gib: float
@@ -109,10 +110,12 @@ def lines(estimate: Estimate, calibration: Calibration | None = None) -> list[st
         f"peak memory {known.center(estimate):.2f} GiB on a CUDA GPU, in the phase {estimate.phase}; "
         f"with 95 % probability below {known.upper(estimate):.2f} GiB (beside the CUDA context)",
         f"largest micro-batch: {shape['rows']} rows of {shape['length']} tokens, logits at {shape['positions']} "
-        f"positions; attention {shape['attention']}",
+        f"positions; attention {shape['attention']}, kernels {shape['kernels']}",
     ]
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
     text += [f"  {name:12s} {size:8.2f} GiB" for name, size in parts if size >= 0.005]
+    if offloaded := shape["offloaded_gib"]:
+        text.append(f"  {'offloaded':12s} {offloaded:8.2f} GiB, in the host's memory")
     if estimate.paged_gib:
         text.append(f"  {'paged states':12s} {estimate.paged_gib:8.2f} GiB, in managed memory")
     if estimate.parts["cache"] > 0.2 * estimate.peak_memory_gib:

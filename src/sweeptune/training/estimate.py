@@ -66,6 +66,7 @@ def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float |
     parts = {tag: size / GIB for tag, size in replay.fullest[phase].items()}
     allocated = sum(parts.values())
     largest = shapes.largest
+    tokens = largest.tokens if passes.flat else largest.rows * largest.length
     return Estimate(
         peak_memory_gib=replay.phases[phase] + passes.paged / GIB,
         allocated_gib=allocated,
@@ -74,13 +75,15 @@ def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float |
         parts=parts | {"cache": replay.phases[phase] - allocated},
         paged_gib=passes.paged / GIB,
         method=config.method.name,
-        checkpointing=config.hardware.gradient_checkpointing,
+        checkpointing=bool(config.hardware.gradient_checkpointing),
         details={
             "rows": largest.rows,
             "length": largest.length,
             "positions": largest.positions,
             "micro_batches": max(map(len, shapes.steps)),
             "attention": backend(config),
+            "kernels": passes.kernels,
+            "offloaded_gib": passes.offloaded * tokens / GIB,
         },
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,14 +18,16 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sweeptune.config.schema import Config
 from sweeptune.data.collate import Batch
+from sweeptune.kernels import head, ops
 from sweeptune.kernels.attention import IMPLEMENTATIONS, prepare
+from sweeptune.kernels.fuse import Fused, fuse, fused, plain_reason, refuse_offload
 from sweeptune.methods import METHODS
 from sweeptune.methods.quantized import nf4
 from sweeptune.models import load_config
 from sweeptune.training import trace as tags
 from sweeptune.training.loss import nll_at
 from sweeptune.training.optimizer import state_sizes
-from sweeptune.training.patterns import DEPTH, LAST, NotAlike, Pattern, deepen, pattern
+from sweeptune.training.patterns import DEPTH, LAST, NotAlike, Pattern, Split, deepen, pattern
 from sweeptune.training.placement import Placement, place
 from sweeptune.training.shapes import FLAT, Shape, Shapes, backend
 from sweeptune.training.stand_ins import constants, cuda_kernels, quantize
@@ -50,6 +53,8 @@ class Passes:
         paged: Bytes of its pages.
         evaluation: A batch of evaluation.
         flat: Whether all samples stand behind each other, so that nothing is padded.
+        kernels: fused or plain.
+        offloaded: Bytes that wait in the host's memory between forward and backward, for each token.
     """
 
     resident: list[Resident]
@@ -57,6 +62,8 @@ class Passes:
     paged: int
     evaluation: Pattern
     flat: bool
+    kernels: str
+    offloaded: int
     _make: Callable[[bool, bool, bool], Pattern]
     _made: dict[tuple[bool, bool, bool], Pattern] = field(default_factory=dict)
 
@@ -95,6 +102,8 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # one for all: tensors of another one would be copied
     with mode, cuda_kernels():
         model = build(config, placement, DEPTH if shallow else None)
+    fast = fused(model)
+    split = None if fast is None else Split(head.chunk_rows(fast.head.weight.shape[0]), backend(config) in FLAT)
 
     def make(run: Callable[[Shape, Trace], None], padded: bool, packed: bool) -> Pattern:
         found = []
@@ -107,7 +116,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
                     run(shape, trace)
                 settle(segment)
             found.append((shape, segment))
-        return pattern(found[0], found[1], layers if shallow else None)
+        return pattern(found[0], found[1], layers if shallow else None, split)
 
     def train(later: bool, padded: bool, packed: bool) -> Pattern:
         return make(lambda shape, trace: train_pass(config, placement, model, shape, trace, later), padded, packed)
@@ -129,6 +138,8 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
         paged=sum(size for size, paged in spread if paged),
         evaluation=make(evaluate, shapes.eval.padded, False),
         flat=backend(config) in FLAT,
+        kernels="plain" if fast is None else "fused",
+        offloaded=0 if fast is None or fast.stash is None else layers * fast.head.in_features * fast.compute.itemsize,
         _make=train,
     )
 
@@ -162,7 +173,13 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
     if method.quantization is not None:
         quantize(model, "nf4" if method.quantization is nf4 else "int8", placement.compute)
     trainable = method.attach(model, config.method)
-    if config.hardware.gradient_checkpointing:
+    checkpointing = config.hardware.gradient_checkpointing
+    reason = plain_reason(trainable, config.hardware.kernels, placement.compute)
+    if reason is None:
+        fuse(trainable, placement.compute, recompute=bool(checkpointing), offload=checkpointing == "offload")
+    elif checkpointing == "offload":
+        raise refuse_offload(reason)
+    elif checkpointing:
         # Generators have no content here that could be kept for dropout.
         trainable.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return trainable
@@ -183,6 +200,12 @@ def persistent(model: PreTrainedModel) -> Iterator[tuple[int | None, str, torch.
             elif tensor.dtype in (torch.uint8, torch.int8) or not isinstance(tensor, torch.nn.Parameter):
                 tag = tags.QUANTIZED if hasattr(module, "weight") else tags.WEIGHTS
             yield layer_of(name), tag, tensor
+    fast = fused(model)
+    for number, block in enumerate(fast.blocks if fast is not None else ()):
+        for group in block.groups:
+            for copy in (group.a, *group.b):
+                if copy is not None:
+                    yield number, tags.CASTS, copy
 
 
 def layer_of(name: str) -> int | None:
@@ -195,16 +218,19 @@ def layer_of(name: str) -> int | None:
 def sectioned(model: PreTrainedModel, trace: Trace) -> Iterator[None]:
     """Mark where layers begin and end, forward and backward."""
     layers = {layer_of(name): m for name, m in model.named_modules() if re.search(r"(^|\.)layers\.\d+$", name)}
-    handles = []
+    handles, fast = [], fused(model)
 
     def before(number: int) -> Callable[..., None]:
-        def enter(module: Any, args: Any, kwargs: Any) -> None:
+        def enter(module: Any, args: Any, kwargs: Any) -> Any:
             if trace.tag != tags.ACTIVATIONS:
-                return  # recomputing, in the backward pass
+                return None  # recomputing, in the backward pass
+            inputs, *others = args or (kwargs["hidden_states"],)
+            if fast is not None:
+                inputs = inputs.to(fast.compute)  # the first layer would: a block that no other layer has
             trace.mark(("forward", number))
-            inputs = args[0] if args else kwargs["hidden_states"]
             if number == 0 and inputs.requires_grad:
                 inputs.register_hook(lambda _: trace.mark(None))
+            return ((inputs, *others), kwargs) if args else ((), kwargs | {"hidden_states": inputs})
 
         return enter
 
@@ -260,8 +286,10 @@ def train_pass(
 
 
 def forward(model: PreTrainedModel, shape: Shape, config: Config, trace: Trace) -> torch.Tensor:
-    """The loss of a micro-batch: what `sweeptune.training.loss.token_nll` does."""
+    """The loss of a micro-batch: what `sweeptune.training.loss` does."""
     inputs, targets = batch(shape, config, model.config)
+    if (fast := fused(model)) is not None:
+        return fused_loss(fast, inputs, Split(None, backend(config) in FLAT), shape, trace)
     positions = torch.zeros(shape.positions, dtype=torch.long)
 
     def at_head(*_: Any) -> None:
@@ -272,6 +300,20 @@ def forward(model: PreTrainedModel, shape: Shape, config: Config, trace: Trace) 
         return nll_at(model, inputs, targets[:, positions], positions)
     finally:
         handle.remove()
+
+
+def fused_loss(fast: Fused, inputs: dict[str, Any], split: Split, shape: Shape, trace: Trace) -> torch.Tensor:
+    """The loss of a micro-batch with fused kernels, whose logits are made in two chunks (see `Split`)."""
+    places = torch.zeros(split.places(shape), dtype=torch.long)
+    stand_in = ops.cross_entropy_
+
+    def noted(logits: torch.Tensor, targets: torch.Tensor, *, gradient: bool) -> torch.Tensor:
+        trace.retag([logits], tags.LOGITS)
+        return stand_in(logits, targets, gradient=gradient)
+
+    with patch.object(head, "chunk_rows", lambda _: split.chunk(shape)), patch.object(ops, "cross_entropy_", noted):
+        run = fast.summed if torch.is_grad_enabled() else fast.each
+        return run(inputs, places, torch.zeros_like(places))
 
 
 def batch(shape: Shape, config: Config, model_config: Any) -> tuple[dict[str, Any], torch.Tensor]:

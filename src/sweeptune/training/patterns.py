@@ -9,7 +9,7 @@ stand for all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -31,6 +31,34 @@ class NotAlike(Exception):
 
 
 @dataclass(frozen=True)
+class Split:
+    """How loss tokens are dealt to chunks of logits (`sweeptune.kernels.head`).
+
+    Of any number of chunks the first two are traced: each later one finds room where the one before the last was.
+
+    Attributes:
+        rows: Loss tokens of a chunk; None in a trace: two thirds of them, so that there are two chunks.
+        flat: Whether positions are loss tokens; else those of one row.
+    """
+
+    rows: int | None
+    flat: bool
+
+    def places(self, shape: Shape) -> int:
+        """Loss tokens of a micro-batch; where rows stand side by side, all that there can be."""
+        return shape.positions if self.flat else shape.rows * shape.positions
+
+    def chunk(self, shape: Shape) -> int:
+        """Rows of a chunk."""
+        return self.rows or 2 * self.places(shape) // 3
+
+    def chunks(self, shape: Shape) -> tuple[int, int]:
+        """Loss tokens of the first two chunks."""
+        places, rows = self.places(shape), self.chunk(shape)
+        return min(places, rows), min(max(0, places - rows), rows)
+
+
+@dataclass(frozen=True)
 class Pattern:
     """Allocations of a pass.
 
@@ -40,6 +68,7 @@ class Pattern:
         figure: Index of the figure (`figures`) that each block's size is a multiple of.
         bytes_: Its size where the figure is ``per``.
         per: See ``bytes_``.
+        split: How loss tokens are dealt to chunks of logits; None where all logits are made at once.
     """
 
     events: list[int]
@@ -47,29 +76,34 @@ class Pattern:
     figure: NDArray[np.int64]
     bytes_: NDArray[np.int64]
     per: NDArray[np.int64]
+    split: Split | None = None
 
     def sizes(self, shape: Shape) -> list[int]:
         """Bytes of every block for a micro-batch."""
-        values = np.array(figures(shape), dtype=np.int64)[self.figure]
+        values = np.array(figures(shape, self.split), dtype=np.int64)[self.figure]
         whole, rest = np.divmod(self.bytes_, self.per)
         found: list[int] = (whole * values + rest * values // self.per).tolist()
         return found
 
 
-def figures(shape: Shape) -> tuple[int, ...]:
+def figures(shape: Shape, split: Split | None) -> tuple[int, ...]:
     """What sizes of blocks are multiples of; the first, for blocks that are always alike, is 1."""
     b, t, k, n = shape.rows, shape.length, shape.positions, shape.tokens
     eights = -(-t // 8) * 8
-    return (1, b * t, b * k, n, k, t, b, b * t * eights, b * t * t, t * t, t * eights, b * (t - 1), n - 1, b + 1)
+    plain = (1, b * t, b * k, n, k, t, b, b * t * eights, b * t * t, t * t, t * eights, b * (t - 1), n - 1, b + 1)
+    return plain if split is None else (*plain, *split.chunks(shape))
 
 
-def pattern(small: tuple[Shape, Segment], large: tuple[Shape, Segment], layers: int | None) -> Pattern:
+def pattern(
+    small: tuple[Shape, Segment], large: tuple[Shape, Segment], layers: int | None, split: Split | None = None
+) -> Pattern:
     """Make a pattern of two traces.
 
     Args:
         small: A micro-batch and its trace.
         large: Another one, of other rows, length, positions and tokens.
         layers: Layers that the pattern is for, of which `DEPTH` were traced; None: all were.
+        split: How loss tokens will be dealt to chunks of logits.
 
     Raises:
         NotAlike: The traces differ in more than sizes, or the middle layers do.
@@ -77,15 +111,15 @@ def pattern(small: tuple[Shape, Segment], large: tuple[Shape, Segment], layers: 
     (shape, segment), (other, check) = small, large
     if segment.events != check.events:
         raise NotAlike("two sizes of micro-batch allocate different blocks")
-    figure, bytes_, per = np.array(
-        [law(*sizes, figures(shape), figures(other)) for sizes in zip(segment.sizes, check.sizes, strict=True)],
-        dtype=np.int64,
-    ).T
+    traced = None if split is None else replace(split, rows=None)
+    here, there = figures(shape, traced), figures(other, traced)
+    laws = [law(*sizes, here, there) for sizes in zip(segment.sizes, check.sizes, strict=True)]
+    figure, bytes_, per = np.array(laws, dtype=np.int64).T
     events, source = segment.events, np.arange(len(segment.sizes))
     if layers is not None and layers > DEPTH:
         events, source = unroll(segment, layers)
     tags = [segment.tags[number] for number in source]
-    return Pattern(events, tags, figure[source], bytes_[source], per[source])
+    return Pattern(events, tags, figure[source], bytes_[source], per[source], split)
 
 
 def law(size: int, other: int, here: Sequence[int], there: Sequence[int]) -> tuple[int, int, int]:

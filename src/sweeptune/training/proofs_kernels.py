@@ -37,8 +37,8 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         seed: Of what is drawn: a gradient of the block's output, and LoRA's B where it is zero, as it is at the start.
 
     Returns:
-        ``{"block", "tokens", "relative_error", "of", "tolerance", "loss_difference", "loss_tolerance", "seconds"}``: the
-        largest relative error of an output or a gradient and whose it is; the difference of the losses, relative.
+        ``{"block", "tokens", "relative_error", "of", "tolerance", "loss_difference", "loss_tolerance", "seconds"}``:
+        the largest relative error of an output or a gradient and whose it is; the losses' difference, relative.
 
     Raises:
         ProofFailed: They differ by more than the tolerance, or are not finite.

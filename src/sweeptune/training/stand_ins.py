@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sweeptune.kernels import interfaces
+from sweeptune.training.stand_ins_kernels import fused_kernels
 
 NF4_BLOCK, CONSTANTS_BLOCK = 64, 256
 
@@ -103,6 +104,7 @@ def cuda_kernels() -> Iterator[None]:
         patch.object(interfaces, "varlen_kernel", lambda: attend_varlen),
         patch.object(torch, "is_autocast_enabled", lambda *_: on_cpu("cpu")),  # asked without a device, it means CUDA
         patch.object(torch.nn.Module, "to", lambda module, *_, **__: module),
+        fused_kernels(),
         patch.object(
             bnb, "matmul", lambda x, w, bias=None, state=None, **_: MatMul8bitLt.apply(x, w, None, bias, state)
         ),
