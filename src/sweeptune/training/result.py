@@ -139,6 +139,15 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "weights_dtype": config.model.dtype,
         "optimiser": config.optim.name,
         "memory_cap_gib": config.hardware.memory_cap_gib,
+        "allocator": segments(device),
         "torch": ".".join(torch.__version__.split(".")[:2]),
         **packages,
     }
+
+
+def segments(device: torch.device) -> str | None:
+    """How the allocator really reserves: ``expandable`` or ``fixed`` segments; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    parts: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return "expandable" if any(part["is_expandable"] for part in parts) else "fixed"
