@@ -206,6 +206,8 @@ class OptimConfig:
     """Share of all steps spent rising linearly from zero to ``lr``."""
     max_grad_norm: NonNegativeFloat
     """Clip the total gradient norm to this; 0 does not clip."""
+    in_backward: bool = False
+    """Change each weight as soon as its gradient is there and drop that at once: without clipping, on one GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

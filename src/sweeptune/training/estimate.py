@@ -109,14 +109,15 @@ def play(passes: Passes, shapes: Shapes, capacity_gib: float | None, expandable:
     for number, step in enumerate(notable(shapes.steps)):
         replay.begin("first_step" if number == 0 else "steady")
         for place, shape in enumerate(step):
-            replay.run(passes.train(shape, later=place > 0), shape, stay=True)
+            alone = len(shapes.steps[number]) == 1
+            replay.run(passes.train(shape, later=place > 0, alone=alone), shape, stay=True)
         replay.end_step()
         if number == 0:
             replay.end()
             replay.keep(passes.states)
             replay.begin("steady")
             # The same again: the states have taken room in the meantime.
-            replay.run(passes.train(step[0], later=False), step[0], stay=True)
+            replay.run(passes.train(step[0], later=False, alone=len(shapes.steps[0]) == 1), step[0], stay=True)
             replay.end_step()
     replay.end()
     replay.allocator.release()

@@ -50,6 +50,7 @@ class Passes:
         paged: Bytes of its pages.
         evaluation: A batch of evaluation.
         flat: Whether all samples stand behind each other, so that nothing is padded.
+        in_backward: Whether a gradient is dropped as soon as it is whole.
     """
 
     resident: list[Resident]
@@ -57,12 +58,20 @@ class Passes:
     paged: int
     evaluation: Pattern
     flat: bool
-    _make: Callable[[bool, bool, bool], Pattern]
-    _made: dict[tuple[bool, bool, bool], Pattern] = field(default_factory=dict)
+    in_backward: bool
+    _make: Callable[[bool, bool, bool, bool], Pattern]
+    _made: dict[tuple[bool, bool, bool, bool], Pattern] = field(default_factory=dict)
 
-    def train(self, shape: Shape, *, later: bool) -> Pattern:
-        """A pass of training; ``later``: there are gradients already."""
-        key = (later, shape.padded and not self.flat, shape.packed)
+    def train(self, shape: Shape, *, later: bool, alone: bool = False) -> Pattern:
+        """A pass of training.
+
+        Args:
+            shape: Its micro-batch.
+            later: There are gradients already. With ``optim.in_backward`` they are taken to stay until the end of the
+                step, which changes no peak: where backward begins, all of them are there.
+            alone: It is the only one of its step.
+        """
+        key = (later, shape.padded and not self.flat, shape.packed, alone and self.in_backward)
         if key not in self._made:
             self._made[key] = self._make(*key)
         return self._made[key]
@@ -109,8 +118,10 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
             found.append((shape, segment))
         return pattern(found[0], found[1], layers if shallow else None)
 
-    def train(later: bool, padded: bool, packed: bool) -> Pattern:
-        return make(lambda shape, trace: train_pass(config, placement, model, shape, trace, later), padded, packed)
+    def train(later: bool, padded: bool, packed: bool, drop: bool) -> Pattern:
+        return make(
+            lambda shape, trace: train_pass(config, placement, model, shape, trace, later, drop), padded, packed
+        )
 
     def evaluate(shape: Shape, trace: Trace) -> None:
         model.eval()
@@ -129,6 +140,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
         paged=sum(size for size, paged in spread if paged),
         evaluation=make(evaluate, shapes.eval.padded, False),
         flat=backend(config) in FLAT,
+        in_backward=config.optim.in_backward,
         _make=train,
     )
 
@@ -232,9 +244,15 @@ def sectioned(model: PreTrainedModel, trace: Trace) -> Iterator[None]:
 
 
 def train_pass(
-    config: Config, placement: Placement, model: PreTrainedModel, shape: Shape, trace: Trace, later: bool
+    config: Config,
+    placement: Placement,
+    model: PreTrainedModel,
+    shape: Shape,
+    trace: Trace,
+    later: bool,
+    drop: bool = False,
 ) -> None:
-    """Forward and backward of a micro-batch; its gradients stay."""
+    """Forward and backward of a micro-batch; its gradients stay, or are dropped one by one."""
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -244,8 +262,17 @@ def train_pass(
     with autocast(placement):
         loss = forward(model, shape, config, trace).sum()
     trace.tag = tags.TEMPORARY
+
+    def drop_gradient(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        trace.retag([parameter.grad], tags.GRADIENTS)
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(drop_gradient) for p in trained] if drop else []
     (loss / shape.tokens).backward()  # type: ignore[no-untyped-call]
     del loss
+    for handle in handles:
+        handle.remove()
     if later:
         # They were there before: the first micro-batch's pattern has them.
         own = set(trace.found.events[:begin])

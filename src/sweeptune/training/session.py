@@ -23,6 +23,7 @@ from sweeptune.models import load_config, load_model
 from sweeptune.tracking.console import progress, spinner
 from sweeptune.tracking.files import JsonLines
 from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load_training_state, resumable
+from sweeptune.training.in_backward import StepInBackward
 from sweeptune.training.memory import MemoryMeter
 from sweeptune.training.optimizer import build_optimizer
 from sweeptune.training.placement import Placement, cap_memory, place
@@ -81,6 +82,8 @@ class Session:
     """Steps behind which ``train.eval_at`` asks for an evaluation."""
     packing_proof: dict[str, Any] | None = None
     """What proved, in this process, that samples which share a row do not see each other."""
+    in_backward: StepInBackward | None = None
+    """What changes weights in the backward pass, where ``optim.in_backward`` asks for it."""
 
     @property
     def device(self) -> torch.device:
@@ -164,6 +167,8 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         ),
         eval_steps=frozenset(steps_at(config.train.eval_at, steps)),
     )
+    if config.optim.in_backward:
+        session.in_backward = StepInBackward(model, optimizer.optimizer)
     resume(session)
     if micro_batch is not None:
         session.progress.micro_batch = micro_batch
