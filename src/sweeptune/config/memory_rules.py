@@ -29,4 +29,26 @@ def step_in_backward(config: Config) -> Iterator[str]:
         )
 
 
-MEMORY_RULES = (step_in_backward,)
+def rounding(config: Config) -> Iterator[str]:
+    """``optim.rounding=stochastic`` is for weights that train in bf16, and an optimiser of ours."""
+    if config.optim.rounding == "nearest":
+        return
+    seen = f"optim.rounding={config.optim.rounding}"
+    if config.method.name != "full":
+        yield (
+            f"{seen} with method={config.method.name}: adapters train in fp32, which loses no update. "
+            "Use optim.rounding=nearest, or method=full model.dtype=bf16"
+        )
+    elif config.model.dtype != "bf16":
+        yield (
+            f"{seen} with model.dtype={config.model.dtype}: only weights that are stored in bf16 are rounded. "
+            "Use model.dtype=bf16 or optim.rounding=nearest"
+        )
+    if config.optim.name != "adamw":
+        yield (
+            f"{seen} with optim={config.optim.name}: bitsandbytes rounds to the nearest. Use optim=adamw or "
+            "optim.rounding=nearest"
+        )
+
+
+MEMORY_RULES = (step_in_backward, rounding)

@@ -206,6 +206,9 @@ class OptimConfig:
     """Share of all steps spent rising linearly from zero to ``lr``."""
     max_grad_norm: NonNegativeFloat
     """Clip the total gradient norm to this; 0 does not clip."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """How new weights are rounded to bf16 where every weight trains in it: ``nearest`` loses small updates,
+    ``stochastic`` keeps them on average."""
     in_backward: bool = False
     """Change each weight as soon as its gradient is there and drop that at once: without clipping, on one GPU."""
 

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from sweeptune.config.schema import Config
+from sweeptune.config.schema import Config, OptimConfig
 from sweeptune.data.collate import Batch
 from sweeptune.kernels.attention import IMPLEMENTATIONS, prepare
 from sweeptune.methods import METHODS
@@ -130,7 +130,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
             forward(model, shape, config, trace)
 
     stays = [(layer, (tag, tensor.untyped_storage().nbytes())) for layer, tag, tensor in persistent(model)]
-    states = list(optimizer_states(model, config.optim.name))
+    states = list(optimizer_states(model, config.optim))
     depth = layers if shallow else DEPTH
     kept = deepen(stays, depth) + [(tags.WORKSPACE, CUBLAS_WORKSPACE)] * 2
     spread = deepen(states, depth)
@@ -332,9 +332,9 @@ def autocast(placement: Placement) -> AbstractContextManager[Any]:
     return nullcontext() if placement.compute is torch.float32 else torch.autocast("cpu", dtype=placement.compute)
 
 
-def optimizer_states(model: PreTrainedModel, name: str) -> Iterator[tuple[int | None, tuple[int, bool]]]:
+def optimizer_states(model: PreTrainedModel, optim: OptimConfig) -> Iterator[tuple[int | None, tuple[int, bool]]]:
     """The optimiser's tensors: layer, bytes, and whether they are in pages."""
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            for state in state_sizes(parameter, name):
+            for state in state_sizes(parameter, optim.name, optim.rounding):
                 yield layer_of(key), state

@@ -138,6 +138,7 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "precision": session.placement.precision,
         "weights_dtype": config.model.dtype,
         "optimiser": config.optim.name,
+        "rounding": config.optim.rounding,
         "in_backward": config.optim.in_backward,
         "memory_cap_gib": config.hardware.memory_cap_gib,
         "allocator": segments(device),

@@ -145,7 +145,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     check_vocabulary(tokenizer, config)
     check_positions(splits, config)
     model = build_model(config, placement, folder)
-    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim, config.seed))
     metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
     session = Session(
         config=config,
