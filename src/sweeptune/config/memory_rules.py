@@ -51,4 +51,26 @@ def rounding(config: Config) -> Iterator[str]:
         )
 
 
-MEMORY_RULES = (step_in_backward, rounding)
+def tables(config: Config) -> Iterator[str]:
+    """``model.embedding=cpu`` needs a frozen embedding, ``model.head=nf4`` a quantised base, both two tables."""
+    model, method = config.model, config.method.name
+    if model.embedding == "cpu" and method == "full":
+        yield (
+            "model.embedding=cpu with method=full: the embedding trains, and only a frozen one can stay in host "
+            "memory. Use model.embedding=device or a method with adapters (method=qlora)"
+        )
+    if model.head == "nf4" and method != "qlora":
+        yield (
+            f"model.head=nf4 with method={method}: only qlora has weights in 4 bits. Use model.head=plain or "
+            "method=qlora"
+        )
+    if model.weights == "random" and (model.architecture or {}).get("tie_word_embeddings"):
+        for key, chosen, plain in (("embedding", model.embedding, "device"), ("head", model.head, "plain")):
+            if chosen != plain:
+                yield (
+                    f"model.{key}={chosen} with model={model.name}: its embedding and head are one table. "
+                    f"Use model.{key}={plain}"
+                )
+
+
+MEMORY_RULES = (step_in_backward, rounding, tables)

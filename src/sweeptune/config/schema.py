@@ -42,6 +42,10 @@ class ModelConfig:
         "auto", "sdpa", "eager", "flex", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"
     ]
     """Attention back-end; ``auto`` takes the fastest that is present and correct for the data's packing."""
+    embedding: Literal["device", "cpu"] = "device"
+    """Where the input embedding is: ``cpu`` keeps a frozen one in host memory, from where its rows are fetched."""
+    head: Literal["plain", "nf4"] = "plain"
+    """How ``qlora`` stores the head: as the weights it does not quantise, or in 4 bits, which changes the losses."""
     architecture: dict[str, Any] | None
     """Values for the transformers config (with ``model_type``), needed for ``weights: random`` without a folder."""
 

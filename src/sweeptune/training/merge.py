@@ -20,6 +20,7 @@ from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
 from sweeptune.methods.quantized import keep_trainable_on_cpu
 from sweeptune.models.load import quantize
+from sweeptune.models.tables import quantize_head
 from sweeptune.tracking.record import MERGED
 from sweeptune.training.evaluate import summarize
 from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
@@ -116,6 +117,8 @@ def _quantized_again(session: Session, plain: PreTrainedModel) -> PreTrainedMode
     placement, quantization = session.placement, METHODS[session.config.method.name].quantization
     assert quantization is not None, "only a method with a quantised base is judged merged"
     again = quantize(plain, quantization(placement.compute), placement.weights, placement.device)
+    if session.config.model.head == "nf4":
+        quantize_head(again, quantization(placement.compute), placement.device)
     keep_trainable_on_cpu(again)  # computes as the trained one did
     return again
 

@@ -21,13 +21,14 @@ from sweeptune.kernels.attention import IMPLEMENTATIONS, prepare
 from sweeptune.methods import METHODS
 from sweeptune.methods.quantized import nf4
 from sweeptune.models import load_config
+from sweeptune.models.tables import HostEmbedding, keep_embedding_on_host
 from sweeptune.training import trace as tags
 from sweeptune.training.loss import nll_at
 from sweeptune.training.optimizer import state_sizes
 from sweeptune.training.patterns import DEPTH, LAST, NotAlike, Pattern, deepen, pattern
 from sweeptune.training.placement import Placement, place
 from sweeptune.training.shapes import FLAT, Shape, Shapes, backend
-from sweeptune.training.stand_ins import constants, cuda_kernels, quantize
+from sweeptune.training.stand_ins import constants, cuda_kernels, nf4_layer, quantize
 from sweeptune.training.trace import Segment, Trace, record
 
 CUBLAS_WORKSPACE = 32 * 2**20
@@ -173,6 +174,10 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
     method = METHODS[config.method.name]
     if method.quantization is not None:
         quantize(model, "nf4" if method.quantization is nf4 else "int8", placement.compute)
+    if config.model.head == "nf4":
+        model.set_output_embeddings(nf4_layer(model.get_output_embeddings(), placement.compute))
+    if config.model.embedding == "cpu":
+        keep_embedding_on_host(model, torch.device("cpu"))
     trainable = method.attach(model, config.method)
     if config.hardware.gradient_checkpointing:
         # Generators have no content here that could be kept for dropout.
@@ -181,9 +186,11 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
 
 
 def persistent(model: PreTrainedModel) -> Iterator[tuple[int | None, str, torch.Tensor]]:
-    """What stays in memory during a run, once each: its layer, tag and tensor."""
+    """What stays in device memory during a run, once each: its layer, tag and tensor."""
     adapted, seen = hasattr(model, "peft_config"), set()
     for name, module in model.named_modules():
+        if isinstance(module, HostEmbedding):
+            continue
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False), *constants(module)]
         for tensor in own:
             if (key := tensor.untyped_storage()._cdata) in seen:
