@@ -34,7 +34,7 @@ def test_a_merged_model_is_quantised_again_with_its_head(settings, tmp_path, mon
     record = run(settings(*UNTIED, *more), tmp_path)
     assert record["status"] == "completed"
     assert "merge_reason" not in record["eval"] and len(heads) == 1
-    assert record["eval"]["merged_requantized"] == pytest.approx(record["eval"]["as_trained"], abs=0.02)
+    assert record["eval"]["merged_requantized"] == pytest.approx(record["eval"]["as_trained"], abs=0.1)
 
 
 def test_the_prediction_leaves_out_what_is_on_the_host_and_packs_the_head():
