@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from common import head, line
 
+from sweeptune.config.allocator import expand_segments
 from sweeptune.config.compose import compose
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, plan_steps
@@ -312,6 +313,7 @@ def share(the_turn: Any, the_room: Any) -> None:
 
 def main() -> None:
     """Measure and predict everything, then print the table."""
+    expand_segments()  # as a run; the processes below inherit it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and the points")
     parser.add_argument("--cpu", action="store_true", help="a trial of the code")

@@ -7,8 +7,6 @@ backward, in bf16 against an fp32 computation of the same weights on fresh rando
 bf16 differs by. Then times, at InternLM2-1.8B's shapes: attention back-ends, and the products and passes of a block.
 """
 
-# ruff: noqa: B023  (every function that a loop defines is called in it)
-
 from __future__ import annotations
 
 import argparse

@@ -325,3 +325,11 @@ def test_flags_may_stand_behind_the_overrides() -> None:
     assert with_more(["a=1", "b=2", "-m"], ["a=1", "b=2"], ["c=3"]) == ["a=1", "b=2", "c=3", "-m"]
     assert with_more(["-m", "a=1", "--cfg", "job"], ["a=1"], ["c=3"]) == ["-m", "a=1", "c=3", "--cfg", "job"]
     assert with_more(["-m"], [], ["c=3"]) == ["c=3", "-m"]
+
+
+def test_training_processes_are_given_expandable_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what main sets is undone
+        monkeypatch.delenv(name)
+    assert main(["method=lorra"]) == 2
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

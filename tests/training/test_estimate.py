@@ -258,7 +258,7 @@ MEASURED = {
 def test_the_peak_measured_on_an_h100_is_predicted(method: str) -> None:
     config = compose(["model=smollm2_135m", *SHAPE, method, PLAIN, "model.attention=sdpa"])
     step = Shape(64, 512, 450, 13873, padded=True), Shape(18, 142, 85, 2323, padded=True)
-    found = estimate(config, Shapes((step,), Shape(16, 507, 411, 5364, padded=True)))
+    found = estimate(config, Shapes((step,), Shape(16, 507, 411, 5364, padded=True)), expandable=False)
     assert found.peak_memory_gib == pytest.approx(MEASURED[method], rel=0.01)
     assert found.phase == "steady"
     assert sum(found.parts.values()) + found.paged_gib == pytest.approx(found.peak_memory_gib)
@@ -361,3 +361,16 @@ def test_the_command_prints_the_parts() -> None:
     assert found["details"]["kernels"] == "plain", "hardware=cpu computes in fp32"
     text = CliRunner().invoke(app, ["estimate", "model=tiny", "method=full", "hardware=cpu", "--bounds"]).output
     assert "peak memory" in text and "workspace" in text
+
+
+def test_expandable_segments_are_predicted_unless_the_user_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    config = tiny("method=lora")
+    steps = tuple((Shape(8, length, length, 4 * length, padded=True),) for length in range(400, 1000, 40))
+    shapes = Shapes(steps, Shape(1, 64, 32, 64, padded=False))
+    expandable = estimate(config, shapes)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
+    fixed = estimate(config, shapes)
+    assert (expandable.details["allocator"], fixed.details["allocator"]) == ("expandable", "fixed")
+    assert expandable.allocated_gib == pytest.approx(fixed.allocated_gib, rel=0.01)
+    assert expandable.parts["cache"] < 0.5 * fixed.parts["cache"]

@@ -8,7 +8,8 @@ hold every value and both ends of every range under each method.
 Example:
     >>> for problem in check(["method=lorra", "method.rnak=4"], multirun=False):
     ...     print(problem)
-    method=lorra: no such method. Allowed: dora, full, lora, lora_fp8, lora_int8, pissa, qlora, rslora. Did you mean method=lora?
+    method=lorra: no such method. Allowed: dora, full, lora, lora_fp8, lora_int8, pissa, qlora, rslora. Did you mean
+    method=lora?
     method.rnak=4: no such setting. Did you mean method.rank=4?
 """
 

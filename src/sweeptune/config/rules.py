@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sweeptune.config.data_rules import data_format, data_source, hub_only
+from sweeptune.config.memory_rules import MEMORY_RULES
 from sweeptune.config.schema import Config
 from sweeptune.config.study_rules import study_figures
 from sweeptune.config.tracker_rules import tracker
@@ -257,6 +258,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _gpus,
     _model,
     _resume,
+    *MEMORY_RULES,
     study_figures,
     tracker,
 )

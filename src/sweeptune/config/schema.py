@@ -42,6 +42,10 @@ class ModelConfig:
         "auto", "sdpa", "eager", "flex", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"
     ]
     """Attention back-end; ``auto`` takes the fastest that is present and correct for the data's packing."""
+    embedding: Literal["device", "cpu"] = "device"
+    """Where the input embedding is: ``cpu`` keeps a frozen one in host memory, from where its rows are fetched."""
+    head: Literal["plain", "nf4"] = "plain"
+    """How ``qlora`` stores the head: as the weights it does not quantise, or in 4 bits, which changes the losses."""
     architecture: dict[str, Any] | None
     """Values for the transformers config (with ``model_type``), needed for ``weights: random`` without a folder."""
 
@@ -211,6 +215,11 @@ class OptimConfig:
     """Share of all steps spent rising linearly from zero to ``lr``."""
     max_grad_norm: NonNegativeFloat
     """Clip the total gradient norm to this; 0 does not clip."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """How new weights are rounded to bf16 where every weight trains in it: ``nearest`` loses small updates,
+    ``stochastic`` keeps them on average."""
+    in_backward: bool = False
+    """Change each weight as soon as its gradient is there and drop that at once: without clipping, on one GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

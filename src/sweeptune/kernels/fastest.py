@@ -11,6 +11,7 @@ import os
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ CANDIDATES = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 ROWS, LENGTH, TIMES = 2, 1024, 5
+Event: Any = torch.cuda.Event
 
 
 def kernel_order(
@@ -40,7 +42,8 @@ def kernel_order(
     Returns:
         Those that run, and at the end torch's plain one, which always does.
     """
-    parts = (torch.cuda.get_device_name(device), torch.__version__, torch.backends.cudnn.version(), dtype)
+    cudnn: Any = torch.backends.cudnn
+    parts = (torch.cuda.get_device_name(device), torch.__version__, cudnn.version(), dtype)
     key = " ".join(map(str, (*parts, heads, key_heads, width)))
     known = _read(file)
     if key not in known:
@@ -70,13 +73,13 @@ def _milliseconds(kernel: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch
         torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
 
     run()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(TIMES + 1)]
+    marks: list[Any] = [Event(enable_timing=True) for _ in range(TIMES + 1)]
     for mark in marks[:-1]:
         mark.record()
         run()
     marks[-1].record()
     torch.cuda.synchronize(q.device)
-    return min(a.elapsed_time(b) for a, b in pairwise(marks))
+    return min(float(a.elapsed_time(b)) for a, b in pairwise(marks))
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:

@@ -1,10 +1,10 @@
 """Frozen linear layers in 8-bit floating point, multiplied in it.
 
-Weights are stored as e4m3 (4 bits of exponent, 3 of mantissa; Micikevicius et al. 2022, arXiv 2209.05433) with one scale
-an output, activations and gradients are rounded to it on the way, one scale a token: products run at up to twice the rate
-of bf16 on GPUs from compute capability 8.9 on. Sums are made in fp32 and leave in the compute precision. The gradient of
-the input needs the weight the other way round: its scale is multiplied into the incoming gradient before that is rounded,
-so that one stored copy serves both.
+Weights are stored as e4m3 (4 bits of exponent, 3 of mantissa; Micikevicius et al. 2022, arXiv 2209.05433) with one
+scale an output, activations and gradients are rounded to it on the way, one scale a token: products run at up to twice
+the rate of bf16 on GPUs from compute capability 8.9 on. Sums are made in fp32 and leave in the compute precision. The
+gradient of the input needs the weight the other way round: its scale is multiplied into the incoming gradient before
+that is rounded, so that one stored copy serves both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Fp8Linear(torch.nn.Linear):
         """x [..., in] to [..., out], rounding x as the fast path does."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        found: torch.Tensor = Fp8Function.apply(input.to(dtype), self)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = Fp8Function.apply(input.to(dtype), self)
         return found
 
 

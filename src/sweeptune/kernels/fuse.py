@@ -161,7 +161,7 @@ def obstacle(model: Any) -> str | None:
     if rope.get("rope_type", "default") not in ROTARY:
         return f"the rotary embedding {rope.get('rope_type')} depends on the batch"
     head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None:
+    if not (type(head) is torch.nn.Linear or _is_nf4(head)) or head.bias is not None:
         return "its head is not a plain linear layer"
     return None
 

@@ -24,7 +24,7 @@ from sweeptune.config.errors import ConfigError
 
 VARLEN, FLEX = "sweeptune_varlen", "sweeptune_flex"
 order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels for rows of one length, the fastest first: on an H100, until `sweeptune.kernels.fastest` has measured here."""
+"""Kernels for rows of one length, the fastest first: an H100's, until `sweeptune.kernels.fastest` has measured here."""
 
 
 @cache

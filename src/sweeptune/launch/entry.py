@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sweeptune.config.allocator import expand_segments
 from sweeptune.config.check import check, ignored_by_one_run
 from sweeptune.config.compose import conf_dir, load, to_config, with_free_keys
 from sweeptune.config.errors import ConfigError
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[Path], None] | None 
         argv: Overrides and Hydra's own flags; the process's by default.
         show: Prints the comparison of a study's folder, after a sweep.
     """
+    expand_segments()  # here, before anything asks CUDA for its devices; workers and ranks inherit it
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = get_args_parser().parse_args(arguments)  # Hydra's own: only it knows which flags take a value
     overrides, multirun = flags.overrides, flags.multirun

@@ -14,6 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
+from sweeptune.config.allocator import expand_segments
 from sweeptune.config.compose import load
 
 PARENT = "SWEEPTUNE_PARENT"
@@ -36,6 +37,7 @@ def main() -> int:
     """Run the folder named on the command line; the exit status says how it ended."""
     die_with_parent()
     faulthandler.enable()
+    expand_segments()  # for a worker that is started by hand; ours are given it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="holds the frozen config.yaml")
     parser.add_argument("--command", default="", help="the command line that reproduces the run")

@@ -1,7 +1,7 @@
 """LoRA on a base in 8-bit floating point: half of bf16's bytes, and products at up to twice its rate.
 
-The base is loaded as usual and rounded afterwards, layer by layer; embeddings, norms and head stay as they are. What the
-rounding of weights, activations and gradients costs is seen in the loss, beside the speed.
+The base is loaded as usual and rounded afterwards, layer by layer; embeddings, norms and head stay as they are. What
+the rounding of weights, activations and gradients costs is seen in the loss, beside the speed.
 """
 
 from __future__ import annotations

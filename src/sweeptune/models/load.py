@@ -35,6 +35,7 @@ from sweeptune.kernels.attention import IMPLEMENTATIONS
 from sweeptune.models.fetch import MODELS, cached_model, weights_hash
 from sweeptune.models.internlm2 import MODEL_TYPE
 from sweeptune.models.internlm2_tokenizer import from_folder, internlm2_tokenizer, misread
+from sweeptune.models.tables import check_untied, keep_embedding_on_host, quantize_head
 from sweeptune.models.tiny import tiny_tokenizer
 
 transformers_logging.disable_progress_bar()  # our own bars show the loading
@@ -229,6 +230,9 @@ def load_model(
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     # Published config.json files of InternLM2 ask for eager attention; what is passed here wins.
     options: dict[str, Any] = {"attn_implementation": IMPLEMENTATIONS.get(model.attention, "sdpa")}
+    for key, plain in (("embedding", "device"), ("head", "plain")):
+        if (chosen := getattr(model, key)) != plain:  # before gigabytes are read
+            check_untied(load_config(model), f"model.{key}={chosen}", f"model.{key}={plain}")
     quantized = {"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}
     try:
         if model.weights == "pretrained":
@@ -246,6 +250,14 @@ def load_model(
     except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"model={model.name}: cannot be loaded ({_brief(error)})") from error
     loaded.config.use_cache = False
+    if model.head == "nf4":
+        if quantization is None or not quantization.load_in_4bit:
+            raise ConfigError(
+                "model.head=nf4: the other layers are not in 4 bits. Use method=qlora or model.head=plain"
+            )
+        quantize_head(loaded, quantization, device)
+    if model.embedding == "cpu":
+        keep_embedding_on_host(loaded, device)
     return loaded
 
 

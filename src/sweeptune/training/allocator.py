@@ -3,7 +3,8 @@
 Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 with default settings. Sizes are rounded up to 512 bytes. Up to
 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB, above from segments of their own, rounded
 up to 2 MiB. The smallest free block that is large enough is taken and split where enough is left; neighbours that are
-free again are joined. Segments go back to the device only when asked to (`Allocator.release`).
+free again are joined. Segments go back to the device only when asked to (`Allocator.release`). For
+expandable segments see `sweeptune.training.expandable`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Block:
     size: int
     small: bool
     free: bool = False
+    mapped: bool = True
+    """False: addresses without memory, which only expandable segments have."""
     before: Block | None = None
     after: Block | None = None
 
@@ -72,12 +75,8 @@ class Allocator:
         """
         size = max(UNIT, -(-size // UNIT) * UNIT)
         small = size <= SMALL
-        free = self._free[small]
-        place = bisect_left(free, (size, -1))
-        block = self._at.pop(free.pop(place)[1]) if place < len(free) else self._segment(size, small)
-        block.free = False
-        left = block.size - size
-        if left >= UNIT if small else left > SMALL:
+        block = self._find(size, small) or self._segment(size, small)
+        if self._leaves_rest(block.size - size, small):
             self._split(block, size)
         self.allocated += block.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
@@ -86,20 +85,7 @@ class Allocator:
     def give(self, block: Block) -> None:
         """Free a block, which stays reserved."""
         self.allocated -= block.size
-        before, after = block.before, block.after
-        if before is not None and before.free:
-            self._forget(before)
-            before.size += block.size
-            before.after = after
-            block = before
-        if after is not None:
-            if after.free:
-                self._forget(after)
-                block.size += after.size
-                block.after = after.after
-            if block.after is not None:
-                block.after.before = block
-        self._remember(block)
+        self._join(block)
 
     def release(self) -> None:
         """Give segments without any block in use back to the device (``torch.cuda.empty_cache``)."""
@@ -111,9 +97,22 @@ class Allocator:
         """Begin a new phase."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
+    def _find(self, size: int, small: bool) -> Block | None:
+        """Take the smallest free block that is large enough."""
+        free = self._free[small]
+        place = bisect_left(free, (size, -1))
+        if place == len(free):
+            return None
+        block = self._at[free[place][1]]
+        self._forget(block)
+        return block
+
+    def _leaves_rest(self, left: int, small: bool) -> bool:
+        """Whether so much is cut off a block that is larger than what was asked for."""
+        return left >= UNIT if small else left > SMALL
+
     def _segment(self, size: int, small: bool) -> Block:
-        own = -(-size // SEGMENT_STEP) * SEGMENT_STEP
-        length = SMALL_SEGMENT if small else LARGE_SEGMENT if size < OWN_SEGMENT else own
+        length = segment_length(size, small)
         if self.capacity is not None and self.reserved + length > self.capacity:
             self.release()
             if self.reserved + length > self.capacity:
@@ -123,6 +122,25 @@ class Allocator:
         self.reserved += length
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return block
+
+    def _join(self, block: Block) -> Block:
+        """Make one free block of a block and its free neighbours."""
+        for near in (block.before, block.after):
+            if near is not None and near.free and near.mapped:
+                self._forget(near)
+                block = self._absorb(block, near)
+        self._remember(block)
+        return block
+
+    def _absorb(self, block: Block, near: Block) -> Block:
+        """One block of two that stand next to each other."""
+        first, second = (near, block) if near is block.before else (block, near)
+        first.size += second.size
+        first.after = second.after
+        if first.after is not None:
+            first.after.before = first
+        first.mapped = block.mapped
+        return first
 
     def _split(self, block: Block, size: int) -> None:
         rest = Block(block.address + size, block.size - size, block.small, before=block, after=block.after)
@@ -141,3 +159,9 @@ class Allocator:
         del free[bisect_left(free, (block.size, block.address))]
         del self._at[block.address]
         block.free = False
+
+
+def segment_length(size: int, small: bool) -> int:
+    """Bytes of the segment that torch makes for a request of ``size`` bytes."""
+    own = -(-size // SEGMENT_STEP) * SEGMENT_STEP
+    return SMALL_SEGMENT if small else LARGE_SEGMENT if size < OWN_SEGMENT else own

@@ -3,9 +3,10 @@
 A few layers of the model are built of fake tensors, and a pass of training, a later one that adds to its gradients, and
 one of evaluation run through the package's own code, transformers, PEFT and bitsandbytes, with every allocation noted
 (`sweeptune.training.passes`). From these come patterns (`sweeptune.training.patterns`), which are replayed for the
-micro-batches of the run, in its order, through the rules of torch's allocator (`sweeptune.training.allocator`):
-weights, first step, optimiser states, further steps, evaluation. The order counts: micro-batches of different sizes
-leave holes that are reserved and not used, two fifths of all memory in some runs.
+micro-batches of the run, in its order, through the rules of torch's allocator (`sweeptune.training.expandable`):
+weights, first step, optimiser states, further steps, evaluation. The order counts, above all without expandable
+segments (`sweeptune.training.allocator`): there micro-batches of different sizes leave holes that are reserved and not
+used, two fifths of all memory in some runs.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from sweeptune.config.allocator import expands_segments
 from sweeptune.config.schema import Config
 from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits, lines, load_calibration
 from sweeptune.training.allocator import Allocator, Block, Full
+from sweeptune.training.expandable import Expandable
 from sweeptune.training.passes import Passes, Resident, trace_passes
 from sweeptune.training.patterns import Pattern
 from sweeptune.training.placement import GIB
@@ -38,7 +41,13 @@ REPLAYED = 64
 """Micro-batches that are replayed whatever their size."""
 
 
-def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float | None = None) -> Estimate:
+def estimate(
+    config: Config,
+    shapes: Shapes | None = None,
+    capacity_gib: float | None = None,
+    *,
+    expandable: bool | None = None,
+) -> Estimate:
     """Predict the peak memory of a run on one CUDA GPU.
 
     Args:
@@ -47,6 +56,7 @@ def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float |
             data, takes the largest that the settings allow, and knows nothing of holes.
         capacity_gib: What the allocator may reserve in GiB: near it, it closes holes before it gives up. None: enough
             for everything.
+        expandable: Whether the allocator's segments are; None: as in a run that is started from here.
 
     Raises:
         ConfigError: Data or model are not there, or do not fit the settings.
@@ -58,10 +68,11 @@ def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float |
     config = replace(config, hardware=replace(config.hardware, device="cuda"))
     shapes = shapes or of_data(config)
     passes = trace_passes(config, shapes)
+    expandable = expands_segments() if expandable is None else expandable
     try:
-        replay = play(passes, shapes, capacity_gib)
+        replay = play(passes, shapes, capacity_gib, expandable)
     except Full:
-        replay = play(passes, shapes, None)  # by how much it does not fit
+        replay = play(passes, shapes, None, expandable)  # by how much it does not fit
     phase = max(("steady", "eval"), key=lambda name: replay.phases[name])
     parts = {tag: size / GIB for tag, size in replay.fullest[phase].items()}
     allocated = sum(parts.values())
@@ -84,29 +95,32 @@ def estimate(config: Config, shapes: Shapes | None = None, capacity_gib: float |
             "attention": backend(config),
             "kernels": passes.kernels,
             "offloaded_gib": passes.offloaded * tokens / GIB,
+            "allocator": "expandable" if expandable else "fixed",
         },
     )
 
 
-def play(passes: Passes, shapes: Shapes, capacity_gib: float | None) -> Replay:
+def play(passes: Passes, shapes: Shapes, capacity_gib: float | None, expandable: bool) -> Replay:
     """Replay a run.
 
     Raises:
         Full: It needs more than the capacity.
     """
-    replay = Replay(Allocator(None if capacity_gib is None else int(capacity_gib * GIB)))
+    capacity = None if capacity_gib is None else int(capacity_gib * GIB)
+    replay = Replay(Expandable(capacity) if expandable else Allocator(capacity))
     replay.keep(passes.resident)
     for number, step in enumerate(notable(shapes.steps)):
         replay.begin("first_step" if number == 0 else "steady")
         for place, shape in enumerate(step):
-            replay.run(passes.train(shape, later=place > 0), shape, stay=True)
+            alone = len(shapes.steps[number]) == 1
+            replay.run(passes.train(shape, later=place > 0, alone=alone), shape, stay=True)
         replay.end_step()
         if number == 0:
             replay.end()
             replay.keep(passes.states)
             replay.begin("steady")
             # The same again: the states have taken room in the meantime.
-            replay.run(passes.train(step[0], later=False), step[0], stay=True)
+            replay.run(passes.train(step[0], later=False, alone=len(shapes.steps[0]) == 1), step[0], stay=True)
             replay.end_step()
     replay.end()
     replay.allocator.release()

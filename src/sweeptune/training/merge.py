@@ -21,6 +21,7 @@ from sweeptune.methods import METHODS
 from sweeptune.methods.pissa import ADAPTER
 from sweeptune.methods.quantized import keep_trainable_on_cpu
 from sweeptune.models.load import quantize
+from sweeptune.models.tables import quantize_head
 from sweeptune.tracking.record import MERGED
 from sweeptune.training.evaluate import summarize
 from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
@@ -45,7 +46,8 @@ def merged(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if not isinstance(model, PeftModel):
         return store(model, dtype)
     if getattr(model.get_base_model(), "hf_quantizer", None) is None:
-        plain: PreTrainedModel = dequantize(model, torch.float32).float().merge_and_unload()
+        whole: Any = dequantize(model, torch.float32).float()
+        plain: PreTrainedModel = whole.merge_and_unload()
         return store(plain, dtype)
     # PEFT's wrappers of quantised layers would quantise the sum again, so it is made here, a layer at a time.
     for parent in list(model.modules()):
@@ -118,6 +120,8 @@ def _quantized_again(session: Session, plain: PreTrainedModel) -> PreTrainedMode
     placement, quantization = session.placement, METHODS[session.config.method.name].quantization
     assert quantization is not None, "only a method with a quantised base is judged merged"
     again = quantize(plain, quantization(placement.compute), placement.weights, placement.device)
+    if session.config.model.head == "nf4":
+        quantize_head(again, quantization(placement.compute), placement.device)
     keep_trainable_on_cpu(again)  # computes as the trained one did
     return again
 

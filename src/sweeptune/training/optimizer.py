@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from sweeptune.config.schema import OptimConfig
+from sweeptune.training.stochastic import StochasticAdamW
 
 SMALLEST_8BIT, SMALLEST_PAGE, QUANTIZATION_BLOCK = 4096, 100_000, 256
 """bitsandbytes: smaller tensors keep fp32 states; smaller ones are not paged; one fp32 constant a block."""
 
 
-def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:
     """AdamW over everything that trains; weight decay on matrices only.
 
-    ``adamw`` is torch's fused one, ``adamw_8bit`` keeps its states in 8 bits, ``paged_adamw_8bit`` also lets them move
-    to the host when the GPU is full (both of bitsandbytes).
+    ``adamw`` is torch's fused one, or, with ``optim.rounding=stochastic``, our own for bf16, which rounds by ``seed``;
+    ``adamw_8bit`` keeps its states in 8 bits, ``paged_adamw_8bit`` also lets them move to the host when the GPU is full
+    (both of bitsandbytes).
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -27,6 +29,8 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.O
     ]
     groups = [group for group in groups if group["params"]]
     settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
+    if optim.rounding == "stochastic":
+        return StochasticAdamW(groups, seed=seed, **settings)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **settings)
     import bitsandbytes as bnb
@@ -59,12 +63,13 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
                 values[key] = page
 
 
-def state_sizes(parameter: torch.nn.Parameter, name: str) -> Iterator[tuple[int, bool]]:
+def state_sizes(parameter: torch.nn.Parameter, name: str, rounding: str = "nearest") -> Iterator[tuple[int, bool]]:
     """What an optimiser of `build_optimizer` keeps for one parameter.
 
     Args:
         parameter: What trains.
         name: ``optim.name``.
+        rounding: ``optim.rounding``; the counter of steps is a plain number with ``stochastic``.
 
     Returns:
         Bytes of each tensor, and whether it is in pages (managed memory).
@@ -72,7 +77,9 @@ def state_sizes(parameter: torch.nn.Parameter, name: str) -> Iterator[tuple[int,
     count = parameter.numel()
     if name == "adamw":
         moment = count * parameter.element_size()
-        yield from ((moment, False), (moment, False), (4, False))
+        yield from ((moment, False), (moment, False))
+        if rounding == "nearest":
+            yield 4, False
         return
     paged = name == "paged_adamw_8bit" and count >= SMALLEST_PAGE
     if count < SMALLEST_8BIT:

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from sweeptune.config.schema import Config
+from sweeptune.config.schema import Config, OptimConfig
 from sweeptune.data.collate import Batch
 from sweeptune.kernels import head, ops
 from sweeptune.kernels.attention import IMPLEMENTATIONS, prepare
@@ -24,13 +24,14 @@ from sweeptune.kernels.fuse import Fused, fuse, fused, plain_reason, refuse_offl
 from sweeptune.methods import METHODS
 from sweeptune.methods.quantized import nf4
 from sweeptune.models import load_config
+from sweeptune.models.tables import HostEmbedding, keep_embedding_on_host
 from sweeptune.training import trace as tags
 from sweeptune.training.loss import nll_at
 from sweeptune.training.optimizer import state_sizes
 from sweeptune.training.patterns import DEPTH, LAST, NotAlike, Pattern, Split, deepen, pattern
 from sweeptune.training.placement import Placement, place
 from sweeptune.training.shapes import FLAT, Shape, Shapes, backend
-from sweeptune.training.stand_ins import constants, cuda_kernels, quantize
+from sweeptune.training.stand_ins import constants, cuda_kernels, nf4_layer, quantize
 from sweeptune.training.trace import Segment, Trace, record
 
 CUBLAS_WORKSPACE = 32 * 2**20
@@ -55,6 +56,7 @@ class Passes:
         flat: Whether all samples stand behind each other, so that nothing is padded.
         kernels: fused or plain.
         offloaded: Bytes that wait in the host's memory between forward and backward, for each token.
+        in_backward: Whether a gradient is dropped as soon as it is whole.
     """
 
     resident: list[Resident]
@@ -64,12 +66,20 @@ class Passes:
     flat: bool
     kernels: str
     offloaded: int
-    _make: Callable[[bool, bool, bool], Pattern]
-    _made: dict[tuple[bool, bool, bool], Pattern] = field(default_factory=dict)
+    in_backward: bool
+    _make: Callable[[bool, bool, bool, bool], Pattern]
+    _made: dict[tuple[bool, bool, bool, bool], Pattern] = field(default_factory=dict)
 
-    def train(self, shape: Shape, *, later: bool) -> Pattern:
-        """A pass of training; ``later``: there are gradients already."""
-        key = (later, shape.padded and not self.flat, shape.packed)
+    def train(self, shape: Shape, *, later: bool, alone: bool = False) -> Pattern:
+        """A pass of training.
+
+        Args:
+            shape: Its micro-batch.
+            later: There are gradients already. With ``optim.in_backward`` they are taken to stay until the end of the
+                step, which changes no peak: where backward begins, all of them are there.
+            alone: It is the only one of its step.
+        """
+        key = (later, shape.padded and not self.flat, shape.packed, alone and self.in_backward)
         if key not in self._made:
             self._made[key] = self._make(*key)
         return self._made[key]
@@ -118,8 +128,10 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
             found.append((shape, segment))
         return pattern(found[0], found[1], layers if shallow else None, split)
 
-    def train(later: bool, padded: bool, packed: bool) -> Pattern:
-        return make(lambda shape, trace: train_pass(config, placement, model, shape, trace, later), padded, packed)
+    def train(later: bool, padded: bool, packed: bool, drop: bool) -> Pattern:
+        return make(
+            lambda shape, trace: train_pass(config, placement, model, shape, trace, later, drop), padded, packed
+        )
 
     def evaluate(shape: Shape, trace: Trace) -> None:
         model.eval()
@@ -128,7 +140,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
             forward(model, shape, config, trace)
 
     stays = [(layer, (tag, tensor.untyped_storage().nbytes())) for layer, tag, tensor in persistent(model)]
-    states = list(optimizer_states(model, config.optim.name))
+    states = list(optimizer_states(model, config.optim))
     depth = layers if shallow else DEPTH
     kept = deepen(stays, depth) + [(tags.WORKSPACE, CUBLAS_WORKSPACE)] * 2
     spread = deepen(states, depth)
@@ -140,6 +152,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
         flat=backend(config) in FLAT,
         kernels="plain" if fast is None else "fused",
         offloaded=0 if fast is None or fast.stash is None else layers * fast.head.in_features * fast.compute.itemsize,
+        in_backward=config.optim.in_backward,
         _make=train,
     )
 
@@ -172,6 +185,10 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
     method = METHODS[config.method.name]
     if method.quantization is not None:
         quantize(model, "nf4" if method.quantization is nf4 else "int8", placement.compute)
+    if config.model.head == "nf4":
+        model.set_output_embeddings(nf4_layer(model.get_output_embeddings(), placement.compute))
+    if config.model.embedding == "cpu":
+        keep_embedding_on_host(model, torch.device("cpu"))
     trainable = method.attach(model, config.method)
     checkpointing = config.hardware.gradient_checkpointing
     reason = plain_reason(trainable, config.hardware.kernels, placement.compute)
@@ -186,9 +203,11 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
 
 
 def persistent(model: PreTrainedModel) -> Iterator[tuple[int | None, str, torch.Tensor]]:
-    """What stays in memory during a run, once each: its layer, tag and tensor."""
+    """What stays in device memory during a run, once each: its layer, tag and tensor."""
     adapted, seen = hasattr(model, "peft_config"), set()
     for name, module in model.named_modules():
+        if isinstance(module, HostEmbedding):
+            continue
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False), *constants(module)]
         for tensor in own:
             if (key := tensor.untyped_storage()._cdata) in seen:
@@ -258,9 +277,15 @@ def sectioned(model: PreTrainedModel, trace: Trace) -> Iterator[None]:
 
 
 def train_pass(
-    config: Config, placement: Placement, model: PreTrainedModel, shape: Shape, trace: Trace, later: bool
+    config: Config,
+    placement: Placement,
+    model: PreTrainedModel,
+    shape: Shape,
+    trace: Trace,
+    later: bool,
+    drop: bool = False,
 ) -> None:
-    """Forward and backward of a micro-batch; its gradients stay."""
+    """Forward and backward of a micro-batch; its gradients stay, or are dropped one by one."""
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -270,8 +295,17 @@ def train_pass(
     with autocast(placement):
         loss = forward(model, shape, config, trace).sum()
     trace.tag = tags.TEMPORARY
+
+    def drop_gradient(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        trace.retag([parameter.grad], tags.GRADIENTS)
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(drop_gradient) for p in trained] if drop else []
     (loss / shape.tokens).backward()  # type: ignore[no-untyped-call]
     del loss
+    for handle in handles:
+        handle.remove()
     if later:
         # They were there before: the first micro-batch's pattern has them.
         own = set(trace.found.events[:begin])
@@ -347,9 +381,9 @@ def autocast(placement: Placement) -> AbstractContextManager[Any]:
     return nullcontext() if placement.compute is torch.float32 else torch.autocast("cpu", dtype=placement.compute)
 
 
-def optimizer_states(model: PreTrainedModel, name: str) -> Iterator[tuple[int | None, tuple[int, bool]]]:
+def optimizer_states(model: PreTrainedModel, optim: OptimConfig) -> Iterator[tuple[int | None, tuple[int, bool]]]:
     """The optimiser's tensors: layer, bytes, and whether they are in pages."""
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            for state in state_sizes(parameter, name):
+            for state in state_sizes(parameter, optim.name, optim.rounding):
                 yield layer_of(key), state

@@ -76,7 +76,7 @@ def prove_packing(
     """
     begin = time.perf_counter()
     backend = backend_of(model.config)
-    batch = collate_packs([packed], pad_id, model.device)
+    batch = collate_packs([packed], pad_id, _device(model))
     ends = [0, *accumulate(row.length for row in packed)]
     places = [slice(a, b) for a, b in pairwise(ends)]
     with deterministic_training(model, seed):
@@ -152,10 +152,10 @@ def _same_loss(
     A second, shorter row of the same samples in another order stands below the first: the boundaries of one must not
     be used for the other, and padding must not count.
     """
-    both = collate_packs([packed, packed[:0:-1]], pad_id, model.device)
+    both = collate_packs([packed, packed[:0:-1]], pad_id, _device(model))
     with torch.no_grad(), autocast():
         together = summed_nll(model, both).item()
-        each = [summed_nll(model, collate([row], pad_id, model.device)).item() for row in packed]
+        each = [summed_nll(model, collate([row], pad_id, _device(model))).item() for row in packed]
     together, alone = together / both.loss_tokens, (2 * sum(each) - each[0]) / both.loss_tokens
     difference = abs(together - alone) / max(1.0, abs(alone))
     if not difference <= tolerance:
@@ -187,6 +187,12 @@ def _hidden(model: Any, batch: Batch, autocast: Autocast) -> torch.Tensor:
     finally:
         handle.remove()
     return found[0][0].float()
+
+
+def _device(model: Any) -> torch.device:
+    """Where the model computes: its embedding may be in host memory."""
+    device: torch.device = model.get_output_embeddings().weight.device
+    return device
 
 
 @contextmanager

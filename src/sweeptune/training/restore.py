@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,9 @@ def load_base(config: Config) -> PreTrainedModel:
     placement = place(config)
     method = METHODS[config.method.name]
     quantization = method.quantization(placement.compute) if method.quantization else None
+    model = replace(config.model, embedding="device")  # generating and merging expect it there
     return load_model(
-        config.model, dtype=placement.weights, device=placement.device, quantization=quantization, seed=config.seed
+        model, dtype=placement.weights, device=placement.device, quantization=quantization, seed=config.seed
     ).eval()
 
 

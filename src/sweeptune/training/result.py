@@ -108,6 +108,7 @@ def quality_fingerprint(session: Session) -> dict[str, Any]:
         "data_order": hash_plan(rows, session.steps),
         "loss_mask": hash_rows(rows),
         "ledger": session.splits.ledger.digest,
+        **({"head": config.model.head} if config.model.head != "plain" else {}),
         "tokens_per_step": config.train.tokens_per_step,
         "budget_tokens": sum(step.tokens for step in session.steps),
         "template": f"{config.template.name}-{hashlib.sha256(template.encode()).hexdigest()[:12]}",
@@ -138,8 +139,21 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "gradient_checkpointing": config.hardware.gradient_checkpointing,
         "precision": session.placement.precision,
         "weights_dtype": config.model.dtype,
+        "embedding": config.model.embedding,
+        "head": config.model.head,
         "optimiser": config.optim.name,
+        "rounding": config.optim.rounding,
+        "in_backward": config.optim.in_backward,
         "memory_cap_gib": config.hardware.memory_cap_gib,
+        "allocator": segments(device),
         "torch": ".".join(torch.__version__.split(".")[:2]),
         **packages,
     }
+
+
+def segments(device: torch.device) -> str | None:
+    """How the allocator really reserves: ``expandable`` or ``fixed`` segments; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    parts: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return "expandable" if any(part["is_expandable"] for part in parts) else "fixed"

@@ -27,6 +27,7 @@ from sweeptune.models.fetch import cache_dir
 from sweeptune.tracking.console import progress, spinner
 from sweeptune.tracking.files import JsonLines
 from sweeptune.training.checkpoint import find_checkpoints, load_trainable, load_training_state, resumable
+from sweeptune.training.in_backward import StepInBackward
 from sweeptune.training.memory import MemoryMeter
 from sweeptune.training.optimizer import build_optimizer
 from sweeptune.training.placement import Placement, cap_memory, place
@@ -87,6 +88,8 @@ class Session:
     """What proved, in this process, that samples which share a row do not see each other."""
     kernel_proof: dict[str, Any] | None = None
     """What proved, in this process, that the fused kernels compute what the plain code does."""
+    in_backward: StepInBackward | None = None
+    """What changes weights in the backward pass, where ``optim.in_backward`` asks for it."""
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +151,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
     check_vocabulary(tokenizer, config)
     check_positions(splits, config)
     model = build_model(config, placement, folder)
-    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config.optim, config.seed))
     metrics = JsonLines(folder / "metrics.jsonl") if accelerator.is_main_process else None
     session = Session(
         config=config,
@@ -170,6 +173,8 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         ),
         eval_steps=frozenset(steps_at(config.train.eval_at, steps)),
     )
+    if config.optim.in_backward:
+        session.in_backward = StepInBackward(model, optimizer.optimizer)
     resume(session)
     if micro_batch is not None:
         session.progress.micro_batch = micro_batch

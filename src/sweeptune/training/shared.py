@@ -63,6 +63,7 @@ def start_key(session: Session) -> dict[str, Any]:
         "weights": weights_digest(config.model, dtype=placement.weights, device=placement.device, seed=config.seed),
         "storage": str(placement.weights),
         "quantization": method.quantization.__name__ if method.quantization else None,
+        "head": config.model.head,
         "start": asdict(config.method) if method.start else None,
         "rows": hash_rows(session.eval_rows),
         **{field: cost[field] for field in (*COSTS, *PACKAGES)},

@@ -4,6 +4,7 @@ are dealt to micro-batches and ranks."""
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor
         torch.OutOfMemoryError: There is nothing left to halve, or ``on_oom`` is ``stop``.
     """
     packs = samples(session.splits.train, step.packs)
+    set_learning_rate(session)
     while True:
         generators = random_state(session.device)
         failure = None
@@ -39,26 +41,36 @@ def train_step(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor
             if not is_out_of_memory(error):
                 raise
             failure = brief(error)
+            if session.in_backward is not None and session.in_backward.begun:
+                raise OptimizerOutOfMemory(failure) from error
         if not any_rank(failure is not None, session.device):
             break
         session.optimizer.zero_grad(set_to_none=True)
         release_memory(session.device)
         halve_micro_batch(session, failure or "another rank ran out of memory")
         restore_random_state(generators, session.device)
+    if session.in_backward is not None:
+        return loss, session.in_backward.end(), False
     sum_over_ranks(session.model, loss)
     norm, skipped = update(session)
     return loss, norm, skipped
 
 
 def accumulate(session: Session, packs: list[tuple[Row, ...]], loss_tokens: int) -> torch.Tensor:
-    """Add the gradients of this rank's share of a step; return its summed negative log-likelihood."""
+    """Add the gradients of this rank's share of a step; return its summed negative log-likelihood.
+
+    With ``optim.in_backward`` the last micro-batch changes the weights.
+    """
     process = session.accelerator.process_index, session.accelerator.num_processes
     total = torch.zeros((), device=session.device)
-    for part in micro_batches(packs, session.progress.micro_batch, *process):
+    parts = micro_batches(packs, session.progress.micro_batch, *process)
+    for number, part in enumerate(parts, 1):
         batch = collate_packs(part, session.pad_id, session.device)
         with session.autocast():
             nll = summed_nll(session.model, batch)
-        session.accelerator.backward(nll / loss_tokens)
+        updates = session.in_backward if number == len(parts) else None
+        with updates.last_micro_batch() if updates is not None else nullcontext():
+            session.accelerator.backward(nll / loss_tokens)
         total += nll.detach()
     return total
 
@@ -96,12 +108,16 @@ def sum_over_ranks(model: torch.nn.Module, loss: torch.Tensor) -> None:
         handle.wait()
 
 
-def update(session: Session) -> tuple[torch.Tensor, bool]:
-    """Clip, set the learning rate, change the weights, drop the gradients."""
-    optim, optimizer = session.config.optim, session.optimizer
-    lr = learning_rate(optim, session.progress.step, len(session.steps))
-    for group in optimizer.param_groups:
+def set_learning_rate(session: Session) -> None:
+    """Tell the optimiser the learning rate of the present step."""
+    lr = learning_rate(session.config.optim, session.progress.step, len(session.steps))
+    for group in session.optimizer.param_groups:
         group["lr"] = lr
+
+
+def update(session: Session) -> tuple[torch.Tensor, bool]:
+    """Clip, change the weights, drop the gradients."""
+    optim, optimizer = session.config.optim, session.optimizer
     failure = None
     try:
         if session.accelerator.scaler is not None:
