@@ -56,7 +56,7 @@ def fault(session: Session, change: Callable[[str, torch.Tensor], torch.Tensor])
 
 def errors_of(session: Session, change: float, rows: int) -> list[float]:
     """The proof's relative error at one step length, with several seeds; measured, not judged."""
-    compute, step = session.placement.arithmetic, session.progress.step
+    compute, step = session.arithmetic, session.progress.step
     tables = (proofs.TOLERANCE, 1e9), (proofs.CHANGES, (change,)), (proofs.PROOF_ROWS, (rows,))
     with ExitStack() as stack:
         for table, value in tables:
@@ -117,7 +117,7 @@ def main() -> None:
 
 def measure(session: Session, method: str, precision: str) -> None:
     """A line per number of rows, fault and step length: the errors of all seeds, from small to large."""
-    compute = session.placement.arithmetic
+    compute = session.arithmetic
     for rows, (name, change), length in product(proofs.PROOF_ROWS[compute], FAULTS.items(), proofs.CHANGES[compute]):
         with fault(session, change):
             errors = sorted(errors_of(session, length, rows))

@@ -15,7 +15,7 @@ SINGLE = [
     # Names.
     (
         "method=lorra",
-        "no such method. Allowed: dora, full, lora, lora_int8, pissa, qlora, rslora. Did you mean method=l",
+        "no such method. Allowed: dora, full, lora, lora_fp8, lora_int8, pissa, qlora, rslora. Did you mean method=l",
     ),
     ("method=zzz", "For example method=dora"),
     ("tracker=null", "Leave tracker out"),

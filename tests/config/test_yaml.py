@@ -42,7 +42,7 @@ OPTIONS = {
         "gemma3_270m",
         "gemma3_1b",
     ],
-    "method": ["dora", "full", "lora", "lora_int8", "pissa", "qlora", "rslora"],
+    "method": ["dora", "full", "lora", "lora_fp8", "lora_int8", "pissa", "qlora", "rslora"],
     "data": ["hub", "jsonl", "pydocs", "pydocs_text", "text"],
     "template": ["alpaca", "auto", "chatml", "internlm2_chat", "jinja", "llama3", "none"],
     "hardware": ["auto", "cpu", "gpu"],

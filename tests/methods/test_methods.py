@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import METHOD_SCHEMAS
+from sweeptune.kernels.fp8 import Fp8Linear
 from sweeptune.methods import METHODS, pissa
 from sweeptune.methods.quantized import keep_trainable_on_cpu
 from sweeptune.models import load_model
@@ -82,7 +83,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_the_methods_are_those_of_the_settings():
     assert METHODS.keys() == METHOD_SCHEMAS.keys()
-    assert list(METHODS) == ["full", "lora", "dora", "rslora", "pissa", "qlora", "lora_int8"]
+    assert list(METHODS) == ["full", "lora", "dora", "rslora", "pissa", "qlora", "lora_int8", "lora_fp8"]
 
 
 def test_full_trains_every_weight(build):
@@ -112,7 +113,7 @@ def test_only_adapters_get_a_gradient(build, name):
     assert sum(float(p.grad.abs().sum()) for p in trainable(model).values()) > 0
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "pissa"])
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in ("pissa", "lora_fp8")])
 def test_training_starts_where_the_model_is(base, build, name):
     before = base(name)
     keep_trainable_on_cpu(before)  # its layout for inference rounds in another way
@@ -299,3 +300,15 @@ def test_only_one_rank_writes_pissas_start(build, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     build("pissa", start=tmp_path / "start.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fp8_rounds_the_base_to_three_bits_of_mantissa_and_nothing_else(base, build):
+    before, model = base("lora_fp8"), build("lora_fp8")
+    off = (logits(model) - logits(before)).norm() / logits(before).norm()
+    assert 1e-4 < off < 0.1
+    rounded = {type(module) for name, module in model.named_modules() if name.endswith("base_layer")}
+    assert rounded == {Fp8Linear}
+    layer = next(module for module in model.modules() if isinstance(module, Fp8Linear))
+    weight = before.model.layers[0].self_attn.q_proj.weight
+    assert ((layer.plain(torch.float32) - weight).norm(dim=1) / weight.norm(dim=1)).max() < 0.04
+    assert type(model.get_output_embeddings()) is torch.nn.Linear

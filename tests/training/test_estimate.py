@@ -365,7 +365,7 @@ def test_the_command_prints_the_parts() -> None:
 
 def test_expandable_segments_are_predicted_unless_the_user_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    config = tiny("method=lora")
+    config = tiny("method=lora", "hardware.kernels=plain", "model.attention=sdpa")
     steps = tuple((Shape(8, length, length, 4 * length, padded=True),) for length in range(400, 1000, 40))
     shapes = Shapes(steps, Shape(1, 64, 32, 64, padded=False))
     expandable = estimate(config, shapes)

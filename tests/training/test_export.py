@@ -20,7 +20,7 @@ from sweeptune.training.judge import judge, judge_folder
 from sweeptune.training.restore import dequantize, load_trained
 from tests.models.internlm2 import published_config, random_weights, reference, write
 
-METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8"]
+METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8", "lora_fp8"]
 LEARNED = ("train.max_steps=6", "optim.lr=1e-2")  # far enough from the start that a forgotten adapter shows
 
 
@@ -61,7 +61,7 @@ def test_merged_export_has_the_logits_of_the_trained_model_with_its_base_dequant
     start = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     assert (logits(start) - expected).abs().max() > 1e-2, "training must have changed something"
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
-    if method not in ("lora_int8",):  # its training also quantises activations
+    if method not in ("lora_int8", "lora_fp8"):  # its training also quantises activations
         judged = judge_folder(tmp_path / "out", config, torch.float32)
         assert judged["loss"] == pytest.approx(record["eval"]["loss"], abs=1e-3)
 
@@ -75,7 +75,7 @@ def test_adapter_export_works_on_the_original_base(settings, tmp_path, saved_tin
     untouched = logits(base)
     adapted = logits(PeftModel.from_pretrained(base, tmp_path / "adapter"))
     trained = load_trained(tmp_path / "run").model
-    if method in ("qlora", "lora_int8"):  # the original base is not the quantised one: equal up to that
+    if method in ("qlora", "lora_int8", "lora_fp8"):  # the original base is not the quantised one: equal up to that
         assert (adapted - logits(trained)).abs().max() < (untouched - logits(trained)).abs().max()
     else:
         torch.testing.assert_close(adapted, logits(trained), rtol=0, atol=1e-4)

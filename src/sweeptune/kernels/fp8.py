@@ -49,7 +49,7 @@ class Fp8Linear(torch.nn.Linear):
         """x [..., in] to [..., out], rounding x as the fast path does."""
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        found: torch.Tensor = Fp8Function.apply(input.to(dtype), self)
+        found: torch.Tensor = Fp8Function.apply(input.to(dtype), self)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -63,7 +63,7 @@ class Fp8Function(torch.autograd.Function):
         return times(ops.quantize_rows(x.detach().reshape(-1, x.shape[-1])), layer, x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Gradient of x."""
         return times_transposed(grad.reshape(-1, grad.shape[-1]), ctx.layer).view(*grad.shape[:-1], -1), None
 

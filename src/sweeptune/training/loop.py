@@ -187,7 +187,7 @@ def save(session: Session, *, weights_only: bool = False) -> None:
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        first, *more = PROOF_ROWS[session.placement.arithmetic]
+        first, *more = PROOF_ROWS[session.arithmetic]
         try:
             found = _prove(session, first)
         except ProofFailed as failed:
@@ -201,9 +201,7 @@ def prove(session: Session) -> None:
 def _prove(session: Session, rows: int) -> dict[str, float]:
     parts = micro_batches([(row,) for row in session.proof_rows(rows)], session.progress.micro_batch)
     batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
-    return prove_gradients(
-        session.model, batches, session.placement.arithmetic, session.autocast, seed=session.progress.step
-    )
+    return prove_gradients(session.model, batches, session.arithmetic, session.autocast, seed=session.progress.step)
 
 
 def prove_kernels_in(session: Session) -> None:

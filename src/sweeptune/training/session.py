@@ -96,6 +96,11 @@ class Session:
         return self.placement.device
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """What limits how exact a loss or a gradient is: under lora_fp8 never more than bf16."""
+        return torch.bfloat16 if self.config.method.name == "lora_fp8" else self.placement.arithmetic
+
+    @property
     def main(self) -> bool:
         """Whether this rank writes files."""
         return bool(self.accelerator.is_main_process)
