@@ -3,8 +3,8 @@
     python bench/loading.py --work /tmp/loading
 
 It makes a checkpoint of random weights in the published layout of InternLM2-7B (bf16, 15 GB in shards of about 4.5 GB)
-and loads it through `sweeptune.models.load_model`, each time in a fresh process: once after the kernel was asked to drop
-the files from its cache (cold, as far as it obeys), twice with the files there (warm).
+and loads it through `sweeptune.models.load_model`, each time in a fresh process: once after the kernel was asked to
+drop the files from its cache (cold, as far as it obeys), twice with the files there (warm).
 
 Host memory is the growth of the process's resident set while it loads, anonymous memory (which is really needed) apart
 from pages of the mapped files (which the kernel takes back when it wants to). On a CPU, a trial: --model tiny.

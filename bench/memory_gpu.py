@@ -2,15 +2,15 @@
 
     python bench/memory_gpu.py --work /tmp/memory
 
-- Expandable segments: the same rows in four orders (seeds), reserved against allocated, with and without, and predicted.
-- ``optim.in_backward``: the peak, predicted too, and how far the weights are from those of the ordinary step; attention's
-  backward adds in any order on a GPU, so a second ordinary run says what equal means.
+- Expandable segments: the same rows in four orders (seeds), reserved against allocated, with and without, predicted.
+- ``optim.in_backward``: the peak, predicted too, and how far the weights are from those of the ordinary step;
+  attention's backward adds in any order on a GPU, so a second ordinary run says what equal means.
 - ``optim.rounding=stochastic``: the Triton kernel against the plain step, and its speed beside torch's fused AdamW.
-- ``model.embedding=cpu`` and ``model.head=nf4``: the peak of a run, predicted too, and the milliseconds of a lookup, which
-  must not wait for the device.
+- ``model.embedding=cpu`` and ``model.head=nf4``: the peak of a run, predicted too, and the milliseconds of a lookup,
+  which must not wait for the device.
 
-Runs are processes of their own and share the GPU: their memory is the allocator's, and no time of theirs is shown. Figures
-of time are taken before they start. Loading a checkpoint has a script of its own: bench/loading.py.
+Runs are processes of their own and share the GPU: their memory is the allocator's, and no time of theirs is shown.
+Figures of time are taken before they start. Loading a checkpoint has a script of its own: bench/loading.py.
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ from sweeptune.config.allocator import expand_segments
 
 ROWS = 1500
 FIXED = "expandable_segments:False"
-TRAIN = ["train.tokens_per_step=16384", "data.max_length=1024", "eval.max_samples=16", "train.epochs=null"]
+TRAIN = ["data.max_length=1024", "eval.max_samples=16", "train.epochs=null"]
 SMALL = ["model=smollm2_135m", "model.weights=random", *TRAIN]
-LARGE = ["model=internlm2_1_8b", "model.weights=random", "method=qlora", "train.max_steps=3", *TRAIN]
+LARGE = [
+    "model=internlm2_1_8b",
+    "model.weights=random",
+    "method=qlora",
+    "train.max_steps=3",
+    "train.tokens_per_step=8192",
+    *TRAIN,
+]
 FULL = [*SMALL, "method=full", "train.max_steps=4", "optim.max_grad_norm=0", "hardware.micro_batch=512"]
 FULL += ["train.tokens_per_step=8192"]
 
@@ -44,6 +51,7 @@ def runs() -> Runs:
     found: Runs = {}
     for seed in range(4):
         order = [*SMALL, "method=lora", "hardware.micro_batch=16", "train.max_steps=24", f"seed={seed}"]
+        order.append("train.tokens_per_step=16384")
         found[f"order {seed}, expandable"] = order, {}
         found[f"order {seed}, fixed"] = order, {"PYTORCH_ALLOC_CONF": FIXED}
     found["full"] = FULL, {}
@@ -118,6 +126,7 @@ def rounding() -> list[str]:
     moments = torch.zeros_like(ones), torch.zeros_like(ones)
     for step in range(1, 101):
         adamw_(ones, torch.ones_like(ones), *moments, Settings(1e-5, 0.9, 0.999, 1e-8, 0.0, step, keys_of(0, step, 0)))
+    moved = float((1 - ones.double()).mean())
     ours = milliseconds(lambda: adamw_(fast[0], gradient, fast[1], fast[2], settings))
     parameter = torch.nn.Parameter(weight)
     parameter.grad = gradient
@@ -126,7 +135,7 @@ def rounding() -> list[str]:
     return [
         f"| kernel differs from the plain step: weight, mean, square | {', '.join(f'{d:.1e}' for d in differing)} |",
         f"| farthest, relative (a neighbour in bf16 is 0.0078 away) | {farthest:.4f} |",
-        f"| 100 updates of 1e-5 on weights of 1, mean change (0.001 is right) | {float((1 - ones.double()).mean()):.6f} |",
+        f"| 100 updates of 1e-5 on weights of 1, mean change (0.001 is right) | {moved:.6f} |",
         f"| 67 M weights, ms: ours ({bandwidth:.0f} GB/s), torch fused in bf16 | {ours:.3f}, {theirs:.3f} |",
     ]
 
@@ -158,8 +167,8 @@ def lookups() -> list[str]:
     return [
         f"| 4,096 rows of 8 KB, ms: from locked host memory, through the host, on the device | "
         f"{', '.join(f'{t:.3f}' for t in times)} |",
-        f"| pages locked; equal to the device's; waits for the device | {embedding._readable_at is not None}; {equal}; "
-        f"{waits} |",
+        "| pages locked; equal to the device's; waits for the device | "
+        f"{embedding._readable_at is not None}; {equal}; {waits} |",
     ]
 
 
