@@ -23,7 +23,7 @@ LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 300,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -58,7 +58,7 @@ def batch(kind: str) -> Batch:
 
 
 def build(shape: str, method: str = "lora", attention: str = "sdpa", start: Path | None = None, **changed: Any) -> Any:
-    """A model made trainable by a method, in fp32; norms and adapters are not as they begin, which would hide errors."""
+    """A model made trainable by a method, in fp32; norms and adapters are not as they begin: that would hide errors."""
     config = compose(["model=tiny", f"method={method}"])
     made = METHODS[method]
     settings = replace(config.model, architecture=SHAPES[shape], attention=attention)  # type: ignore[arg-type]

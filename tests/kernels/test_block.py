@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sweeptune.kernels import interfaces, ops
-from sweeptune.kernels.fuse import fuse, fused
+from sweeptune.kernels.fuse import fuse, fused, unfuse
 from sweeptune.training.loss import summed_nll
 from tests.kernels.helpers import SHAPES, batch, build, compare, gradients
 from tests.kernels.test_attention import varlen_reference
@@ -35,12 +35,16 @@ def test_every_method_however_activations_are_kept(shape, method, mode, tmp_path
     compare(model, batch("packed"), **MODES[mode])
 
 
-@pytest.mark.parametrize("modules", [["q_proj"], ["v_proj", "gate_proj"], ["o_proj", "down_proj"], ["up_proj", "k_proj"]])
+@pytest.mark.parametrize(
+    "modules", [["q_proj"], ["v_proj", "gate_proj"], ["o_proj", "down_proj"], ["up_proj", "k_proj"]]
+)
 @pytest.mark.parametrize("rank", [3, 16, 40, 64, 80])
 def test_adapters_of_any_rank_on_any_layers(rank, modules):
     """Ranks that fill no tile, those that the kernel adds, and those above which a product does."""
     assert ops.LATE_RANK == 64
-    compare(build("llama", "lora", rank=rank, alpha=2.5 * rank, target_modules=modules), batch("padded"), recompute=True)
+    compare(
+        build("llama", "lora", rank=rank, alpha=2.5 * rank, target_modules=modules), batch("padded"), recompute=True
+    )
 
 
 def test_norms_and_a_head_that_train_beside_a_frozen_base():
@@ -73,11 +77,9 @@ def test_adapters_that_changed_are_used_as_they_are_now():
             if "lora_" in name:
                 parameter.mul_(1.5)
     assert abs(summed_nll(model, batch("even")).item() - first) > 1e-3
-    compare_after = summed_nll(model, batch("even")).item()
-    from sweeptune.kernels.fuse import unfuse
-
+    changed = summed_nll(model, batch("even")).item()
     unfuse(model)
-    assert summed_nll(model, batch("even")).item() == pytest.approx(compare_after, rel=1e-6)
+    assert summed_nll(model, batch("even")).item() == pytest.approx(changed, rel=1e-6)
 
 
 def test_a_second_backward_pass_through_recomputed_blocks_is_an_error():
