@@ -293,6 +293,10 @@ def _flat(batch: BatchLike, config: Any) -> Prepared:
         "max_length_k": longest,
         "use_cache": False,
     }
+    if backend_of(config) == "varlen":
+        # Which masks nothing. Without a mask, transformers would look for samples that share a row in the positions,
+        # and wait for the device to see them; whatever has four dimensions is handed on as it is.
+        inputs["attention_mask"] = torch.empty(1, 1, 0, 0, device=device)
     return Prepared(inputs, labels, kept)
 
 

@@ -170,7 +170,7 @@ class Block:
     def backward(
         self, grad: torch.Tensor, saved: Saved, call: Call, want_input: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradients of the input, where wanted, and of what trains, in ``trained``'s order; uses up ``saved``."""
+        """Gradients of the input, where wanted, and of what trains, in the order of ``trained``; ends ``saved``."""
         dy = grad.reshape(-1, grad.shape[-1]).contiguous()
         dh, low_grads, norm_h = self._backward_mlp(dy, saved)
         dattended, into_low = self.out.into_input([dh])

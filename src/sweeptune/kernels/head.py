@@ -24,7 +24,7 @@ def chunk_rows(vocabulary: int) -> int:
 
 
 class SummedLoss(torch.autograd.Function):
-    """Sum of the negative log-likelihood: ``apply(hidden, weight, head, places, targets, compute)``."""
+    """Sum of the negative log-likelihood: ``apply(hidden, weight, head, places, targets, compute, chunk)``."""
 
     @staticmethod
     def forward(
@@ -35,6 +35,7 @@ class SummedLoss(torch.autograd.Function):
         places: torch.Tensor,
         targets: torch.Tensor,
         compute: torch.dtype,
+        chunk: int | None,
     ) -> torch.Tensor:
         """Loss and gradients.
 
@@ -45,6 +46,7 @@ class SummedLoss(torch.autograd.Function):
             places: int64 [k], where loss tokens are predicted.
             targets: int64 [k], the loss tokens.
             compute: What products are computed in.
+            chunk: Loss tokens at a time; None: `chunk_rows` of them.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             numbers = dense(head, compute)
@@ -52,7 +54,7 @@ class SummedLoss(torch.autograd.Function):
             dhidden = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
             dweight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            for part, target in _chunks(places, targets, len(numbers)):
+            for part, target in _chunks(places, targets, chunk or chunk_rows(len(numbers))):
                 rows = states.index_select(0, part)
                 logits = torch.mm(rows, numbers.t())
                 total += ops.cross_entropy_(logits, target, gradient=True).sum()
@@ -72,14 +74,19 @@ class SummedLoss(torch.autograd.Function):
         found = list(ctx.saved_tensors)
         dhidden = found.pop(0).mul_(grad).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         dweight = found.pop(0).mul_(grad) if ctx.needs_input_grad[1] else None
-        return dhidden, dweight, None, None, None, None
+        return dhidden, dweight, None, None, None, None, None
 
 
 def summed_loss(
-    hidden: torch.Tensor, head: torch.nn.Module, places: torch.Tensor, targets: torch.Tensor, compute: torch.dtype
+    hidden: torch.Tensor,
+    head: torch.nn.Module,
+    places: torch.Tensor,
+    targets: torch.Tensor,
+    compute: torch.dtype,
+    chunk: int | None = None,
 ) -> torch.Tensor:
     """Sum of the negative log-likelihood of ``targets`` [k] at ``places`` [k] of ``hidden`` [n, d], fp32, in nats."""
-    found: torch.Tensor = SummedLoss.apply(hidden, head.weight, head, places, targets, compute)  # type: ignore[no-untyped-call]
+    found: torch.Tensor = SummedLoss.apply(hidden, head.weight, head, places, targets, compute, chunk)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -92,11 +99,10 @@ def token_losses(
         numbers, states = dense(head, compute), hidden.to(compute)
         found = [
             ops.cross_entropy_(torch.mm(states.index_select(0, part), numbers.t()), target, gradient=False)
-            for part, target in _chunks(places, targets, len(numbers))
+            for part, target in _chunks(places, targets, chunk_rows(len(numbers)))
         ]
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _chunks(places: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    rows = chunk_rows(vocabulary)
+def _chunks(places: torch.Tensor, targets: torch.Tensor, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(torch.split(places, rows), torch.split(targets, rows), strict=True)) if len(places) else []

@@ -1,7 +1,7 @@
 """The training loop, top to bottom: prove, evaluate, step, log, evaluate, save.
 
-The values of a step are read one step later, when the next one has been issued, so that the device never waits for
-the host.
+The values of a step travel to the host on their own and are read one step later, when the next one has been issued, so
+that neither waits for the other.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import math
 import time
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from sweeptune.data import Step, collate_packs, micro_batches
 from sweeptune.kernels.fuse import fused
@@ -28,6 +26,7 @@ from sweeptune.training.session import Session
 from sweeptune.training.shared import first_evaluation
 from sweeptune.training.step import train_step
 from sweeptune.training.stop import Diverged, Stop, is_pruned, stop_if_pruned
+from sweeptune.training.values import Arriving, send_back
 
 log = logging.getLogger("sweeptune")
 
@@ -39,8 +38,8 @@ class Issued:
     """A step whose values are still on their way from the device."""
 
     line: dict[str, Any]
-    loss: torch.Tensor
-    norm: torch.Tensor
+    values: Arriving
+    """The summed loss, and the gradient's norm."""
     skipped: bool
 
 
@@ -73,7 +72,7 @@ def train(session: Session, stop: Stop) -> bool:
             loss, norm, skipped = train_step(session, step)
             count(session, step)
             session.watch.step_done(step.tokens, step.loss_tokens)
-            previous, issued = issued, Issued(step_line(session, step, lr), loss, norm, skipped)
+            previous, issued = issued, Issued(step_line(session, step, lr), send_back(loss, norm), skipped)
             note = settle(session, previous)
             skips = skips + 1 if skipped else 0
             if skips > SKIPS_ALLOWED:
@@ -122,8 +121,8 @@ def settle(session: Session, issued: Issued | None) -> str:
     """Read a step's values, check them and log them; return a note for the progress bar."""
     if issued is None:
         return ""
-    loss = issued.loss.item() / issued.line["step_loss_tokens"]
-    norm = issued.norm.item()
+    loss, norm = issued.values.wait()
+    loss /= issued.line["step_loss_tokens"]
     step = issued.line["step"]
     if not math.isfinite(loss) or not (math.isfinite(norm) or issued.skipped):
         raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}; a smaller optim.lr usually helps")

@@ -54,7 +54,7 @@ def token_nll(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         nll = fast.each(ready.inputs, places, targets)
         return _into_rows(nll, places, ready, rows, width)
     targets = ready.labels[:, 1:]  # position i predicts token i + 1; the first token of a sample is no target
-    positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    positions = torch.from_numpy(np.flatnonzero((targets != IGNORED).any(dim=0).numpy()))
     sent = send(positions, device)
     nll = nll_at(model, ready.inputs, send(targets[:, positions], device), sent)
     if len(targets) == rows:

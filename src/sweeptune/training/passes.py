@@ -357,7 +357,7 @@ def batch(shape: Shape, config: Config, model_config: Any) -> tuple[dict[str, An
         ids = torch.zeros(1, shape.tokens, dtype=torch.long)
         ends = torch.zeros(shape.rows + 1, dtype=torch.int32)
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": ids.clone(), "use_cache": False}
-        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "attention_mask": torch.empty(1, 1, 0, 0)}
         return inputs | {"max_length_q": shape.length, "max_length_k": shape.length}, ids[:, 1:]
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
     places = torch.zeros_like(ids) if shape.packed else None
