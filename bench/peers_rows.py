@@ -44,6 +44,8 @@ class Row:
 BOTH = {"sweeptune": [], "sweeptune_plain": PLAIN}
 LORA = (*PEERS, "unsloth_bf16")
 OFFLOAD = {"sweeptune": [], "sweeptune_offload": ["hardware.gradient_checkpointing=offload"]}
+ON_HOST = ["hardware.gradient_checkpointing=offload", "model.embedding=cpu"]
+LEAST = [*ON_HOST, "model.head=nf4", "optim=paged_adamw_8bit"]
 SEVEN: dict[str, Any] = {
     "method": "qlora",
     "model": "internlm2_7b",
@@ -58,8 +60,8 @@ ROWS: dict[str, Row] = {
     "intern18_lora_ckpt": Row("lora", peers=LORA, checkpointing=True, variants=OFFLOAD),
     "intern18_qlora_ckpt": Row("qlora", peers=LORA, checkpointing=True, variants=OFFLOAD),
     "intern18_full_fp32": Row("full", dtype="fp32", variants=BOTH),
-    "intern7_qlora": Row(**SEVEN, rows=(1,), variants=OFFLOAD),
-    "intern7_qlora_cap8": Row(**SEVEN, rows=(4, 3, 2), cap_gib=8, variants=OFFLOAD),
+    "intern7_qlora": Row(**SEVEN, rows=(1,), variants={"sweeptune": [], "sweeptune_host": ON_HOST, "sweeptune_least": LEAST}),
+    "intern7_qlora_cap8": Row(**SEVEN, rows=(4, 3, 2), cap_gib=8, variants={"sweeptune_host": ON_HOST}),
     "gsm8k_lora": Row(
         "lora",
         real=True,
