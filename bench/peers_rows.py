@@ -60,7 +60,11 @@ ROWS: dict[str, Row] = {
     "intern18_lora_ckpt": Row("lora", peers=LORA, checkpointing=True, variants=OFFLOAD),
     "intern18_qlora_ckpt": Row("qlora", peers=LORA, checkpointing=True, variants=OFFLOAD),
     "intern18_full_fp32": Row("full", dtype="fp32", variants=BOTH),
-    "intern7_qlora": Row(**SEVEN, rows=(1,), variants={"sweeptune": [], "sweeptune_host": ON_HOST, "sweeptune_least": LEAST}),
+    "intern7_qlora": Row(
+        **SEVEN, rows=(1,), variants={"sweeptune": [], "sweeptune_host": ON_HOST, "sweeptune_least": LEAST}
+    ),
+        **SEVEN, rows=(1,), variants={"sweeptune": [], "sweeptune_host": ON_HOST, "sweeptune_least": LEAST}
+    ),
     "intern7_qlora_cap8": Row(**SEVEN, rows=(4, 3, 2), cap_gib=8, variants={"sweeptune_host": ON_HOST}),
     "gsm8k_lora": Row(
         "lora",
