@@ -3,8 +3,8 @@
     python bench/equal_training.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --data gsm8k.jsonl --out results/
     python bench/equal_training.py --data gsm8k.jsonl --out results/             after: sweeptune fetch smollm2_135m_q4
 
-Every run goes through ``train.py``: 200 steps of 4,096 tokens of the embedded model, once with ``hardware.kernels=auto``
-and once with ``plain`` for each seed; seeds differ in the order of the rows and in where adapters start. Runs share the
+Every run goes through ``train.py``: 200 steps of 4,096 tokens of the embedded model, for each seed once with
+``hardware.kernels=auto`` and once with ``plain``; seeds differ in the order of the rows and in where adapters start. Runs share the
 GPU, since only losses count. The table for bench/RESULTS.md comes last.
 """
 
