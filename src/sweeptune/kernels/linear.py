@@ -42,13 +42,11 @@ class Projection:
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
 
-    def times(self, x: Operand, into: torch.Tensor | None) -> torch.Tensor:
-        """x W^T [n, out], added to ``into`` where there is one."""
+    def times(self, x: Operand) -> torch.Tensor:
+        """x W^T [n, out]."""
         if isinstance(self.base, Fp8Linear):
-            y = times(x.rounded, self.base, x.plain.dtype)
-            return y if into is None else y.add_(into)
-        weight = dense(self.base, x.plain.dtype).t()
-        return torch.mm(x.plain, weight) if into is None else torch.addmm(into, x.plain, weight)
+            return times(x.rounded, self.base, x.plain.dtype)
+        return torch.mm(x.plain, dense(self.base, x.plain.dtype).t())
 
     def times_transposed(self, dy: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
         """dy W [n, in], added in place to ``into`` where there is one."""
@@ -143,16 +141,17 @@ class Group:
 
         Args:
             x: The input.
-            into: [n, out]: what the only layer's output is added to, in a new tensor.
+            into: [n, out], added to the only layer's output at the very end: what an adapter has learned may be smaller
+                than half a step of the residual's bf16, and added to a sum that is rounded already it would be lost.
             add: Whether outputs have what adapters add; else `low` says what is missing.
         """
         lows = None if self.a is None else torch.mm(x, self.a.t())
         outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            y = p.times(operand, into)
+            y = p.times(operand)
             if add and b is not None and lows is not None:
                 y.addmm_(lows[:, slot], b.t())
-            outputs.append(y)
+            outputs.append(y if into is None else y.add_(into))
         return outputs, lows
 
     def low(self, index: int, lows: torch.Tensor | None) -> Low | None:
