@@ -72,7 +72,7 @@ GRAMMAR = [
         "method.target_modules=[q_proj],[q_proj,v_proj],all-linear",
         Choice((["q_proj"], ["q_proj", "v_proj"], "all-linear")),
     ),
-    ("method=glob(*lora*,exclude=rs*)", Choice(("lora", "lora_int8", "qlora"))),
+    ("method=glob(*lora*,exclude=rs*)", Choice(("lora", "lora_fp8", "lora_int8", "qlora"))),
 ]
 
 

@@ -108,7 +108,7 @@ def test_out_of_memory_once_weights_have_changed_is_the_optimisers(settings, tmp
 def test_out_of_memory_before_that_halves_the_micro_batch(settings, tmp_path, monkeypatch):
     session = open_session(settings(*PLAIN, "optim.in_backward=true", "hardware.micro_batch=4"), tmp_path)
     session.model.train()
-    plain, calls = step.token_nll, []
+    plain, calls = step.summed_nll, []
 
     def fail(*arguments):
         calls.append(1)
@@ -116,7 +116,7 @@ def test_out_of_memory_before_that_halves_the_micro_batch(settings, tmp_path, mo
             raise OOM
         return plain(*arguments)
 
-    monkeypatch.setattr(step, "token_nll", fail)
+    monkeypatch.setattr(step, "summed_nll", fail)
     step.train_step(session, session.steps[0])
     assert session.progress.micro_batch == 2
 
@@ -144,7 +144,9 @@ def test_the_prediction_knows_that_gradients_take_no_room():
 
     plain, fused = predict(steps=1), predict("optim.in_backward=true", steps=1)
     weights_gib = 134.5e6 * 4 / 2**30
-    assert plain.peak_memory_gib - fused.peak_memory_gib == pytest.approx(weights_gib, rel=0.35)
+    # The tied head's gradient is made with the fused loss, and stays until the embedding's joins it at the very end.
+    head_gib = 49152 * 576 * 4 / 2**30
+    assert weights_gib - 2 * head_gib < plain.peak_memory_gib - fused.peak_memory_gib < weights_gib
     assert predict("optim.in_backward=true", steps=2).peak_memory_gib == pytest.approx(
         predict(steps=2).peak_memory_gib, rel=0.02
     )
