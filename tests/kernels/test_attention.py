@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.data import collate_packs
 from sweeptune.data.collate import Batch, collate
 from sweeptune.data.tokenize import Row
 from sweeptune.kernels import attention, interfaces
-from sweeptune.kernels.attention import backend_of, may_see, model_inputs, prepare, resolve
+from sweeptune.kernels.attention import backend_of, heads_of, may_see, model_inputs, prepare, resolve
 from tests.data.helpers import rows_of
 
 CPU = torch.device("cpu")
@@ -291,3 +291,9 @@ def test_the_name_of_a_loaded_back_end():
         "flex",
         "varlen",
     ]
+
+
+def test_heads_are_known_of_a_model_that_counts_no_key_heads():
+    assert heads_of(GPT2Config(n_embd=96, n_head=4)) == (4, 4, 24)
+    assert heads_of(LlamaConfig(hidden_size=96, num_attention_heads=6, num_key_value_heads=2)) == (6, 2, 16)
+    assert heads_of(Qwen3Config(num_attention_heads=4, num_key_value_heads=2, head_dim=64)) == (4, 2, 64)

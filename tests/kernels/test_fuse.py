@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,7 +87,7 @@ def test_what_the_kernels_cannot_do_stays_plain_and_the_log_says_why(name, monke
     make, reason = OBSTACLES[name]
     model = make()
     assert obstacle(model) is not None
-    monkeypatch.setattr(module.ops, "triton_ops", lambda: SimpleNamespace())
+    monkeypatch.setattr(module.ops, "has_triton", lambda: True)
     choice = install(model, "auto", GPU, torch.bfloat16, False)
     assert choice.name == "plain" and fused(model) is None
     assert re.search(reason, choice.reason), choice.reason
@@ -107,7 +106,7 @@ def test_what_the_kernels_cannot_do_stays_plain_and_the_log_says_why(name, monke
     ],
 )
 def test_machines_and_settings_that_have_no_fused_kernels(wanted, device, dtype, triton, reason, monkeypatch):
-    monkeypatch.setattr(module.ops, "triton_ops", lambda: SimpleNamespace() if triton else None)
+    monkeypatch.setattr(module.ops, "has_triton", lambda: triton)
     model = build("llama")
     with pytest.raises(ConfigError, match=f"offload: needs the fused kernels, and {reason}"):
         install(model, wanted, device, dtype, "offload")
@@ -118,7 +117,7 @@ def test_machines_and_settings_that_have_no_fused_kernels(wanted, device, dtype,
 
 @pytest.mark.parametrize(("checkpointing", "recompute", "stash"), [(False, False, False), (True, True, False)])
 def test_where_they_are_right_they_are_put_in(checkpointing, recompute, stash, monkeypatch):
-    monkeypatch.setattr(module.ops, "triton_ops", lambda: SimpleNamespace())
+    monkeypatch.setattr(module.ops, "has_triton", lambda: True)
     model = build("llama")
     assert install(model, "auto", GPU, torch.bfloat16, checkpointing).name == "fused"
     found = fused(model)

@@ -224,6 +224,7 @@ ALLOCATED = [
     ("internlm2_1_8b", 8, ["method=qlora"], 21.88),
     ("internlm2_1_8b", 8, QLORA_OFFLOAD, 3.01),
     ("internlm2_1_8b", 8, ["method=full", "model.dtype=bf16"], 31.05),
+    ("internlm2_1_8b", 8, ["method=lora_fp8"], 22.57),
     ("internlm2_7b", 1, QLORA_OFFLOAD, 5.92),
     ("internlm2_7b", 2, QLORA_OFFLOAD, 6.17),
     ("internlm2_7b", 4, QLORA_OFFLOAD, 6.70),

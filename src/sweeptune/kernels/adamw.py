@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sweeptune.kernels.ops import has_triton
+
 CHUNK = 2**22
 """Elements that the plain step takes at a time: its copies in fp32 and of the hash stay small."""
 MIX = ((16, 0x21F0AAAD), (15, 0xD35A2D97))
@@ -86,13 +88,7 @@ def adamw_(
 
 def uses_triton(device: torch.device) -> bool:
     """Whether the kernel runs there: on CUDA where Triton is installed, and anywhere in its interpreter."""
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1") and has_triton()
 
 
 @torch.no_grad()

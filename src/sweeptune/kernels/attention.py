@@ -122,6 +122,18 @@ def _no_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
     return _no_flash(device, dtype) or (None if varlen_kernel() else "this torch has no torch.nn.attention.varlen")
 
 
+def heads_of(config: Any) -> tuple[int, int, int]:
+    """Query heads, key heads, and the width of a head.
+
+    Args:
+        config: A model's config; one without a number of key heads (GPT-2) has as many as query heads.
+    """
+    text = config.get_text_config()
+    heads: int = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return heads, getattr(text, "num_key_value_heads", None) or heads, width
+
+
 def special(shape: Any) -> str | None:
     """What a model's attention needs that varlen does not have."""
     text = shape.get_text_config() if shape is not None else None

@@ -25,7 +25,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Call(NamedTuple):
-    """What all blocks share in one pass."""
+    """What a block is told of a pass."""
 
     cos: torch.Tensor  # [positions, width]
     sin: torch.Tensor
@@ -121,7 +121,7 @@ class Block:
 
         Args:
             hidden: [b, t, d].
-            call: What all blocks share.
+            call: Positions and attention.
             keep: Whether a backward pass follows.
             result: Whether the output is wanted; without it the last product is not made.
         """

@@ -46,10 +46,10 @@ def kernel_order(
     parts = (torch.cuda.get_device_name(device), torch.__version__, cudnn.version(), dtype)
     key = " ".join(map(str, (*parts, heads, key_heads, width)))
     known = _read(file)
-    if key not in known:
-        known[key] = _measure(device, heads, key_heads, width, dtype)
-        _write(file, key, known[key])
-    names = sorted(known[key], key=lambda name: known[key][name])
+    found = known.get(key) or _measure(device, heads, key_heads, width, dtype)
+    if found and key not in known:  # nothing at all is no answer: memory may have been short
+        _write(file, key, found)
+    names = sorted(found, key=lambda name: found[name])
     return [*(CANDIDATES[name] for name in names if name in CANDIDATES), SDPBackend.MATH]
 
 

@@ -27,7 +27,6 @@ from sweeptune.kernels.offload import Stash
 FUSED = "_sweeptune_fused"
 LAYERS = ("LlamaDecoderLayer", "Qwen3DecoderLayer", "MistralDecoderLayer")
 """Decoder layers that compute what `sweeptune.kernels.block` computes; InternLM2, SmolLM2 and Llama are the first."""
-NORMS = ("LlamaRMSNorm", "Qwen3RMSNorm", "MistralRMSNorm")
 ROTARY = ("default", "linear", "llama3", "dynamic")
 """Rotary embeddings whose frequencies do not depend on the batch; dynamic NTK's only beyond the trained length, which
 `sweeptune.training.session.check_positions` refuses."""
@@ -96,14 +95,26 @@ def install(model: Any, wanted: str, device: torch.device, compute: torch.dtype,
     Raises:
         ConfigError: Only fused kernels can do what ``checkpointing`` asks for, and they cannot be used.
     """
-    reason = plain_reason(model, wanted, compute) or _no_kernels(device)
+    return install_unless(plain_reason(model, wanted, compute) or _no_kernels(device), model, compute, checkpointing)
+
+
+def install_unless(
+    reason: str | None, model: Any, compute: torch.dtype, checkpointing: bool | str, **recomputing: Any
+) -> Choice:
+    """`install`, where it is known already what speaks against fused kernels.
+
+    ``recomputing``: further options of torch's checkpointing, which plain code recomputes with.
+    """
     if reason is None:
         fuse(model, compute, recompute=bool(checkpointing), offload=checkpointing == "offload")
         return Choice("fused", "a model and a GPU that they are made for")
     if checkpointing == "offload":
-        raise refuse_offload(reason)
+        raise ConfigError(
+            f"hardware.gradient_checkpointing=offload: needs the fused kernels, and {reason}. Use "
+            "hardware.gradient_checkpointing=true"
+        )
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False, **recomputing})
     return Choice("plain", reason)
 
 
@@ -114,18 +125,10 @@ def plain_reason(model: Any, wanted: str, compute: torch.dtype) -> str | None:
     return "they are made for hardware.precision=bf16" if compute is not torch.bfloat16 else obstacle(model)
 
 
-def refuse_offload(reason: str) -> ConfigError:
-    """The error where only fused kernels can do what the settings ask for."""
-    return ConfigError(
-        f"hardware.gradient_checkpointing=offload: needs the fused kernels, and {reason}. Use "
-        "hardware.gradient_checkpointing=true"
-    )
-
-
 def _no_kernels(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "they need a CUDA GPU"
-    return None if ops.triton_ops() else "the package triton is not installed"
+    return None if ops.has_triton() else "the package triton is not installed"
 
 
 def obstacle(model: Any) -> str | None:

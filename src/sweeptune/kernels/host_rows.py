@@ -6,10 +6,10 @@ nothing waits for the device. Where there is no such kernel, ids go to the host,
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch.nn import functional as F
+
+from sweeptune.kernels.ops import has_triton
 
 
 def rows(table: torch.Tensor, ids: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
@@ -25,7 +25,7 @@ def rows(table: torch.Tensor, ids: torch.Tensor, *, pinned: bool = False) -> tor
     """
     if ids.device == table.device:
         return F.embedding(ids, table)
-    if pinned and find_spec("triton") is not None:
+    if pinned and has_triton():
         from sweeptune.kernels.host_rows_triton import triton_rows  # Triton is not everywhere
 
         return triton_rows(table, ids)

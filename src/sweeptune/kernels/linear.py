@@ -95,7 +95,7 @@ class Group:
         compute: What products are computed in.
 
     Attributes:
-        trained: Their trainable tensors, in the order in which `backward` returns gradients.
+        trained: Their trainable tensors, in the order in which `into_trained` returns gradients.
         a: [R, in] in the compute precision, all adapters' A below each other, scaled; None without adapters.
         b: [out, slot] of each layer; None without an adapter.
     """

@@ -15,12 +15,20 @@ from torch.nn import functional as F
 
 
 @cache
-def triton_ops() -> Any:
-    """The Triton kernels, or None where Triton is missing."""
+def has_triton() -> bool:
+    """Whether Triton is installed: torch for CUDA brings it, torch for CPUs does not."""
     try:
-        from sweeptune.kernels import triton_ops
+        import triton  # noqa: F401
     except ImportError:
-        return None
+        return False
+    return True
+
+
+@cache
+def triton_ops() -> Any:
+    """The Triton kernels, which can be imported where Triton is installed alone."""
+    from sweeptune.kernels import triton_ops
+
     return triton_ops
 
 

@@ -112,16 +112,21 @@ class Allocator:
         return left >= UNIT if small else left > SMALL
 
     def _segment(self, size: int, small: bool) -> Block:
-        length = segment_length(size, small)
-        if self.capacity is not None and self.reserved + length > self.capacity:
-            self.release()
-            if self.reserved + length > self.capacity:
-                raise Full(f"{length} bytes more than {self.reserved} of {self.capacity}")
+        length = self._room(size, small)
         block = Block(self._end, length, small)
         self._end += length
         self.reserved += length
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return block
+
+    def _room(self, size: int, small: bool) -> int:
+        """Bytes of a segment for a request, for which there is room: what is free goes back first where it must."""
+        length = segment_length(size, small)
+        if self.capacity is not None and self.reserved + length > self.capacity:
+            self.release()
+            if self.reserved + length > self.capacity:
+                raise Full(f"{length} bytes more than {self.reserved} of {self.capacity}")
+        return length
 
     def _join(self, block: Block) -> Block:
         """Make one free block of a block and its free neighbours."""

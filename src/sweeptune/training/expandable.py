@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from sweeptune.training.allocator import MIB, UNIT, Allocator, Block, Full, segment_length
+from sweeptune.training.allocator import MIB, UNIT, Allocator, Block
 
 PAGE = {True: 2 * MIB, False: 20 * MIB}
 ADDRESSES = 2**50
@@ -68,11 +68,7 @@ class Expandable(Allocator):
 
         The limit is held against what a fixed segment would be, as torch does under a memory fraction.
         """
-        length = segment_length(size, small)
-        if self.capacity is not None and self.reserved + length > self.capacity:
-            self.release()
-            if self.reserved + length > self.capacity:
-                raise Full(f"{length} bytes more than {self.reserved} of {self.capacity}")
+        self._room(size, small)
         block = self._lowest(size, small)
         if not block.mapped:
             block = self._map(block, min(block.size, size))

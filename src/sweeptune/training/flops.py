@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from sweeptune.kernels.attention import heads_of
+
 # Dense peaks of the vendors' datasheets in TFLOP/s for (bf16 and fp16): substring of the device's name -> peak.
 DENSE_TFLOPS = {
     "H200": 989.4,
@@ -72,10 +74,10 @@ def flops_per_token(
     base = 4 if frozen_base else 6
     # In a frozen base everything that trains is an adapter (or a magnitude of one), so it costs 6 per weight.
     body = sum(n * (6 if trains else base) for key, (n, trains) in sizes.items() if key not in outside)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_attention_heads * head_dim
-    # Causal: QK^T and PV are 2 * s^2 * width each for the full square, half of it for the triangle; backward is twice.
-    attention = 6 * config.num_hidden_layers * width * float(np.square(lengths).sum() / lengths.sum())
+    heads, _, width = heads_of(config)
+    # Causal: QK^T and PV are 2 * s^2 * heads * width each for the full square, half of it for the triangle; backward
+    # is twice.
+    attention = 6 * config.num_hidden_layers * heads * width * float(np.square(lengths).sum() / lengths.sum())
     return float(body + base * logical_size(head) * loss_share + attention)
 
 

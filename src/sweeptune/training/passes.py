@@ -20,7 +20,7 @@ from sweeptune.config.schema import Config, OptimConfig
 from sweeptune.data.collate import Batch
 from sweeptune.kernels import head, ops
 from sweeptune.kernels.attention import IMPLEMENTATIONS, prepare
-from sweeptune.kernels.fuse import Fused, fuse, fused, plain_reason, refuse_offload
+from sweeptune.kernels.fuse import Fused, fused, install_unless, plain_reason
 from sweeptune.methods import METHODS
 from sweeptune.methods.quantized import nf4
 from sweeptune.models import load_config
@@ -190,15 +190,10 @@ def build(config: Config, placement: Placement, depth: int | None) -> PreTrained
     if config.model.embedding == "cpu":
         keep_embedding_on_host(model, torch.device("cpu"))
     trainable = method.attach(model, config.method)
-    checkpointing = config.hardware.gradient_checkpointing
-    reason = plain_reason(trainable, config.hardware.kernels, placement.compute)
-    if reason is None:
-        fuse(trainable, placement.compute, recompute=bool(checkpointing), offload=checkpointing == "offload")
-    elif checkpointing == "offload":
-        raise refuse_offload(reason)
-    elif checkpointing:
-        # Generators have no content here that could be kept for dropout.
-        trainable.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    hardware, reason = config.hardware, plain_reason(trainable, config.hardware.kernels, placement.compute)
+    # Generators have no content here that could be kept for dropout.
+    kept = {"preserve_rng_state": False}
+    install_unless(reason, trainable, placement.compute, hardware.gradient_checkpointing, **kept)
     return trainable
 
 

@@ -18,7 +18,7 @@ from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, longest_batches, plan_steps
 from sweeptune.kernels import interfaces
-from sweeptune.kernels.attention import masks_by_layer, resolve
+from sweeptune.kernels.attention import heads_of, masks_by_layer, resolve
 from sweeptune.kernels.fastest import kernel_order
 from sweeptune.kernels.fuse import install
 from sweeptune.methods import METHODS
@@ -256,10 +256,8 @@ def build_model(config: Config, placement: Placement, folder: Path) -> PreTraine
     shape = load_config(config.model)
     backend = resolve(config.model.attention, shape, placement.device, placement.compute)
     if backend.name == "varlen":
-        text = shape.get_text_config()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        heads = text.num_attention_heads, text.num_key_value_heads, width
-        interfaces.order[:] = kernel_order(cache_dir() / "attention.json", placement.device, *heads, placement.compute)
+        file, heads = cache_dir() / "attention.json", heads_of(shape)
+        interfaces.order[:] = kernel_order(file, placement.device, *heads, placement.compute)
     method = METHODS[config.method.name]
     quantization = method.quantization(placement.compute) if method.quantization else None
     with spinner(f"loading {config.model.name}"):

@@ -65,8 +65,23 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor, *, gradient: boo
     return logits.new_empty(len(logits), dtype=torch.float32)
 
 
-def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
-    """See `sweeptune.kernels.linear.product`: sums go to the result's dtype at once, and are scaled in place."""
+def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None = None) -> ops.Rounded:
+    """See `sweeptune.kernels.ops.quantize_rows`."""
+    return torch.empty_like(x, dtype=ops.FP8), x.new_empty(len(x), dtype=torch.float32)
+
+
+def fp8_transpose(x: torch.Tensor) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.fp8_transpose`."""
+    return x.new_empty(x.shape[1], x.shape[0])
+
+
+def fp8_matmul(a: ops.Rounded, b: ops.Rounded, dtype: torch.dtype) -> torch.Tensor:
+    """See `sweeptune.kernels.ops.fp8_matmul`."""
+    return a[0].new_empty(len(a[0]), len(b[0]), dtype=dtype)
+
+
+def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """See `sweeptune.kernels.linear.product`: sums go to the result's dtype at once."""
     return a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
 
 
@@ -108,7 +123,8 @@ class Stash:
 @contextmanager
 def fused_kernels() -> Iterator[None]:
     """Put the functions of this file in the place of the real ones."""
-    kernels = (rms_norm, rms_apply, rms_norm_backward, swiglu, nf4_dequantize, cross_entropy_)
+    kernels: list[Any] = [rms_norm, rms_apply, rms_norm_backward, swiglu, nf4_dequantize, cross_entropy_]
+    kernels += [quantize_rows, fp8_transpose, fp8_matmul]
     with ExitStack() as stack:
         for kernel in kernels:
             stack.enter_context(patch.object(ops, kernel.__name__, kernel))
