@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from torch.nn import functional as F
 
-from sweeptune.kernels import head
+from sweeptune.kernels import head, ops
 from sweeptune.kernels.fuse import fuse
 from sweeptune.kernels.head import chunk_rows, summed_loss, token_losses
+from sweeptune.kernels.linear import dense, nf4_parts
 from sweeptune.training.loss import loss_tokens, token_nll
 from tests.kernels.helpers import batch, build
+
+
+def nf4_head(out: int, columns: int, nested: bool) -> bnb.nn.Linear4bit:
+    torch.manual_seed(0)
+    kind = {"compress_statistics": nested, "quant_type": "nf4"}
+    layer = bnb.nn.Linear4bit(columns, out, bias=False, **kind)
+    layer.weight = bnb.nn.Params4bit(torch.randn(out, columns) / 8, requires_grad=False, module=layer, **kind).to("cpu")
+    return layer
+
 
 CHUNKS = [1, 7, 10, 30, None]
 
@@ -32,6 +43,37 @@ def test_loss_and_gradients_do_not_depend_on_the_chunks(chunk):
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     for ours, plain in zip(torch.autograd.grad(3 * found, [hidden, layer.weight]), wanted, strict=True):
         assert float((ours - plain).norm() / plain.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("size", [(50, 64), (92, 2048), (1000, 576)])
+def test_parts_of_a_head_in_nf4_are_the_whole(size, nested):
+    layer = nf4_head(*size, nested)
+    whole = dense(layer, torch.bfloat16)
+    for weights, number in ((1, None), (3 * 16384, None), (10**6, 1)):
+        parts = list(nf4_parts(layer, torch.bfloat16, weights))
+        assert [at.start for at, _ in parts] == [0, *(at.stop for at, _ in parts[:-1])]
+        assert torch.equal(torch.cat([numbers for _, numbers in parts]), whole)
+        assert number is None or len(parts) == number
+
+
+def test_a_head_in_nf4_is_dequantised_in_parts(monkeypatch):
+    monkeypatch.setattr(head, "PART_WEIGHTS", 3 * 16384)
+    layer = nf4_head(92, 2048, True)
+    made = []
+    plain = ops.nf4_dequantize
+    monkeypatch.setattr(ops, "nf4_dequantize", lambda *a: made.append(plain(*a)) or made[-1])
+    hidden = torch.randn(40, 2048, requires_grad=True)
+    places, targets = torch.arange(30), torch.randint(0, 92, (30,))
+    found = summed_loss(hidden, layer, places, targets, torch.float32, 16)
+    (ours,) = torch.autograd.grad(found, [hidden])
+    assert [len(part) for part in made] == [24, 24, 24, 20] * 2 * 2  # two chunks, forward and backward
+    expected = F.cross_entropy(hidden[places] @ dense(layer, torch.float32).t(), targets, reduction="sum")
+    (wanted,) = torch.autograd.grad(expected, [hidden])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert float((ours - wanted).norm() / wanted.norm()) < 1e-5
+    each = token_losses(hidden, layer, places, targets, torch.float32)
+    assert each.sum().item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_only_what_trains_gets_a_gradient():

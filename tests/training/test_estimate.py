@@ -192,7 +192,15 @@ def test_full_gradients_stay_until_the_end_of_a_step() -> None:
     assert left(later) == 0
 
 
-def test_logits_are_made_in_chunks_of_which_two_are_alive() -> None:
+def test_a_head_in_nf4_makes_its_logits_in_the_same_chunks() -> None:
+    wide = ["model.architecture.vocab_size=65536", "model.architecture.hidden_size=128", "method=qlora"]
+    shape = Shape(4, 2048, 8188, 8192, padded=False)
+    for parts in ([], ["model.head=nf4"]):
+        found = _trace(tiny(*wide, *parts), Shapes(((shape,),), shape), 2, shallow=False).train(shape, later=False)
+        assert found.split == Split(1536, True)
+
+
+def test_logits_are_made_in_chunks_one_after_the_other() -> None:
     big = ["model.architecture.vocab_size=65536", "method=full"]  # 1,536 rows a chunk, 192 MiB in bf16
 
     def logits(positions: int, *overrides: str) -> float:
@@ -202,6 +210,17 @@ def test_logits_are_made_in_chunks_of_which_two_are_alive() -> None:
         sizes = found.sizes(shape)
         return sum(size for size, tag in zip(sizes, found.tags, strict=True) if tag == "logits") / MIB
 
+    def most(positions: int) -> float:
+        shape = Shape(4, 2048, positions, 8192, padded=False)
+        pattern = _trace(tiny(*big), Shapes(((shape,),), shape), 2, shallow=False).train(shape, later=False)
+        sizes, alive, found = pattern.sizes(shape), 0, 0
+        for event in pattern.events:
+            if pattern.tags[abs(event)] == "logits":
+                alive += sizes[event] if event > 0 else -sizes[-event]
+                found = max(found, alive)
+        return found / MIB
+
+    assert most(8188) == pytest.approx(192, abs=1)
     assert logits(1000) == pytest.approx(125 + 1000 * 64 * 2 / MIB, abs=1)
     assert logits(2000) == pytest.approx(192 + 58, abs=1)
     assert logits(8188) == pytest.approx(2 * 192, abs=1)

@@ -10,7 +10,9 @@ in the compute precision, or in NF4 (dequantised for each use into memory that t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,6 +80,36 @@ def dense(module: Any, dtype: torch.dtype) -> torch.Tensor:
         return module.plain(dtype)
     found: torch.Tensor = weight.to(dtype)
     return found
+
+
+def nf4_parts(module: Any, dtype: torch.dtype, weights: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The weight [out, in] of a layer in NF4 as plain numbers, some rows at a time.
+
+    Args:
+        module: bitsandbytes' ``Linear4bit``.
+        dtype: Of the numbers.
+        weights: At most so many of them at a time, where that is not less than what shares a constant of constants.
+    """
+    packed, state = module.weight.data.reshape(-1), module.weight.quant_state
+    columns, outer = module.in_features, state.blocksize * (state.state2.blocksize if state.nested else 1)
+    least = outer // math.gcd(columns, outer)  # a part begins where a constant does
+    rows = max(1, weights // columns // least) * least
+    for begin in range(0, module.out_features, rows):
+        end = min(begin + rows, module.out_features)
+        part = copy(state)
+        part.shape = torch.Size((end - begin, columns))
+        part.absmax = _span(state.absmax, begin * columns, end * columns, state.blocksize)
+        if state.nested:
+            part.state2 = copy(state.state2)
+            part.state2.absmax = _span(state.state2.absmax, begin * columns, end * columns, outer)
+        numbers = ops.nf4_dequantize(_span(packed, begin * columns, end * columns, 2), part, dtype)
+        yield slice(begin, end), numbers
+        del numbers  # before the next is made
+
+
+def _span(of: torch.Tensor, begin: int, end: int, each: int) -> torch.Tensor:
+    """What stands for the weights from ``begin`` to ``end``, where an element stands for ``each`` of them."""
+    return of[begin // each : -(-end // each)]
 
 
 def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -113,7 +113,7 @@ def _trace(config: Config, shapes: Shapes, layers: int, *, shallow: bool) -> Pas
     with mode, cuda_kernels():
         model = build(config, placement, DEPTH if shallow else None)
     fast = fused(model)
-    split = None if fast is None else Split(head.chunk_rows(fast.head.weight.shape[0]), backend(config) in FLAT)
+    split = None if fast is None else Split(head.chunk_rows(fast.head.out_features), backend(config) in FLAT)
 
     def make(run: Callable[[Shape, Trace], None], padded: bool, packed: bool) -> Pattern:
         found = []

@@ -34,7 +34,7 @@ class NotAlike(Exception):
 class Split:
     """How loss tokens are dealt to chunks of logits (`sweeptune.kernels.head`).
 
-    Of any number of chunks the first two are traced: each later one finds room where the one before the last was.
+    Of any number of chunks the first two are traced: each later one finds room where the one before it was.
 
     Attributes:
         rows: Loss tokens of a chunk; None in a trace: two thirds of them, so that there are two chunks.
