@@ -6,6 +6,7 @@ The kernel runs here where Triton's interpreter does: ``TRITON_INTERPRET=1`` wit
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -89,8 +90,9 @@ def test_tiny_updates_survive_and_vanish_when_rounded_to_the_nearest() -> None:
     not torch.cuda.is_available() and (os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None),
     reason="needs a GPU or TRITON_INTERPRET=1",
 )
+@pytest.mark.parametrize("by_chance", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (1024,), (300, 7), (3, 1, 1000)])
-def test_the_kernel_is_the_plain_step(shape: tuple[int, ...]) -> None:
+def test_the_kernel_is_the_plain_step(shape: tuple[int, ...], by_chance: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draw = torch.Generator().manual_seed(1)
     weight, gradient, mean = (torch.randn(shape, generator=draw).bfloat16().to(device) for _ in range(3))
@@ -98,10 +100,12 @@ def test_the_kernel_is_the_plain_step(shape: tuple[int, ...]) -> None:
     fast, plain = ([t.clone() for t in (weight, mean, square)] for _ in range(2))
     for step in (1, 2, 77):
         made = settings(step, number=step)
+        made = made if by_chance else replace(made, keys=None)
+        scale = None if step == 2 else torch.tensor(0.3, device=device)
         version = fast[0]._version
-        adamw_(fast[0], gradient, fast[1], fast[2], made)
+        adamw_(fast[0], gradient, fast[1], fast[2], made, scale)
         assert fast[0]._version > version, "or backward would not see a weight changed too soon"
-        plain_adamw_(plain[0], gradient, plain[1], plain[2], made)
+        plain_adamw_(plain[0], gradient, plain[1], plain[2], made, scale)
     for ours, wanted in zip(fast, plain, strict=True):
         # An fp32 value that is off by its last bit rounds the other way once in thousands.
         differing = (ours != wanted).double().mean()

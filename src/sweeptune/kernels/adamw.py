@@ -1,4 +1,5 @@
-"""AdamW on bf16 weights that keeps small updates: fp32 arithmetic, and the new weight rounded up or down by chance.
+"""AdamW on bf16 weights in one pass: fp32 arithmetic, clipping included, and the new weight rounded to the nearest or,
+to keep small updates, up or down by chance.
 
 bf16 has 8 bits: next to a weight of 1 the next values are 0.004 below and 0.008 above, and rounding to the nearest
 swallows an update of 1e-5 every time. Stochastic rounding takes the upper neighbour with the probability that makes
@@ -38,7 +39,7 @@ class Settings:
         eps: Floor of the denominator.
         weight_decay: Decoupled weight decay.
         step: Number of the step, from 1.
-        keys: What the random bits depend on beside the place, from `keys_of`.
+        keys: What the random bits depend on beside the place, from `keys_of`; None: round to the nearest.
     """
 
     lr: float
@@ -47,7 +48,7 @@ class Settings:
     eps: float
     weight_decay: float
     step: int
-    keys: tuple[int, int]
+    keys: tuple[int, int] | None
 
     @property
     def scalars(self) -> tuple[float, float, float]:
@@ -63,7 +64,12 @@ def keys_of(seed: int, step: int, number: int) -> tuple[int, int]:
 
 
 def adamw_(
-    weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, settings: Settings
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    settings: Settings,
+    scale: torch.Tensor | None = None,
 ) -> None:
     """Make a step in place: the Triton kernel on CUDA, else `plain_adamw_`.
 
@@ -73,17 +79,18 @@ def adamw_(
         mean: bf16, the gradient's running mean; changed.
         square: bf16, the running mean of its square; changed.
         settings: The step.
+        scale: fp32, one number, which the gradient is multiplied by first.
     """
     if weight.numel() == 0:
         return
     if uses_triton(weight.device):
         from sweeptune.kernels.adamw_triton import triton_adamw_  # Triton is not everywhere
 
-        triton_adamw_(weight, gradient.contiguous(), mean, square, settings)
+        triton_adamw_(weight, gradient.contiguous(), mean, square, settings, scale)
         # So that a backward pass which still needs the weight sees that it was changed.
         torch.autograd.graph.increment_version((weight, mean, square))
     else:
-        plain_adamw_(weight, gradient, mean, square, settings)
+        plain_adamw_(weight, gradient, mean, square, settings, scale)
 
 
 def uses_triton(device: torch.device) -> bool:
@@ -93,20 +100,27 @@ def uses_triton(device: torch.device) -> bool:
 
 @torch.no_grad()
 def plain_adamw_(
-    weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, settings: Settings
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    settings: Settings,
+    scale: torch.Tensor | None = None,
 ) -> None:
     """The same in torch, in pieces (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2)."""
     keep, length, root = settings.scalars
     flat = [tensor.view(-1) for tensor in (weight, gradient.contiguous(), mean, square)]
     for begin in range(0, weight.numel(), CHUNK):
         w, g, m, v = (tensor[begin : begin + CHUNK] for tensor in flat)
-        grad = g.float()
+        grad = g.float() if scale is None else g.float() * scale
         m32 = settings.beta1 * m.float() + (1 - settings.beta1) * grad
         v32 = settings.beta2 * v.float() + (1 - settings.beta2) * grad * grad
         new = keep * w.float() - length * m32 / (v32.sqrt() / root + settings.eps)
         m.copy_(m32)
         v.copy_(v32)
-        w.copy_(round_by_chance(new, random_bits(begin, len(w), settings.keys, w.device)))
+        if settings.keys is not None:
+            new = round_by_chance(new, random_bits(begin, len(w), settings.keys, w.device))
+        w.copy_(new)
 
 
 def random_bits(begin: int, count: int, keys: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -37,6 +37,7 @@ def _adamw(  # type: ignore[no-untyped-def]
     gradient,
     mean,
     square,
+    scale,
     count,
     keep,
     length,
@@ -48,23 +49,35 @@ def _adamw(  # type: ignore[no-untyped-def]
     eps,
     key1,
     key2,
+    SCALED: tl.constexpr,
+    BY_CHANCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     g = tl.load(gradient + place, inside, other=0.0).to(tl.float32)
+    if SCALED:
+        g *= tl.load(scale)
     w = tl.load(weight + place, inside, other=0.0).to(tl.float32)
     m = beta1 * tl.load(mean + place, inside, other=0.0).to(tl.float32) + rest1 * g
     v = beta2 * tl.load(square + place, inside, other=0.0).to(tl.float32) + rest2 * g * g
     new = keep * w - tl.div_rn(length * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
-    bits = _mix(_mix(place.to(tl.uint32) ^ key1.to(tl.uint32)) ^ key2.to(tl.uint32)) & 0xFFFF
-    tl.store(weight + place, _raised(new, bits), inside)
+    if BY_CHANCE:
+        bits = _mix(_mix(place.to(tl.uint32) ^ key1.to(tl.uint32)) ^ key2.to(tl.uint32)) & 0xFFFF
+        tl.store(weight + place, _raised(new, bits), inside)
+    else:
+        tl.store(weight + place, _nearest(new), inside)
     tl.store(mean + place, _nearest(m), inside)
     tl.store(square + place, _nearest(v), inside)
 
 
 def triton_adamw_(
-    weight: torch.Tensor, gradient: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, settings: Settings
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    settings: Settings,
+    scale: torch.Tensor | None,
 ) -> None:
     """As `sweeptune.kernels.adamw.plain_adamw_`, of contiguous tensors on CUDA, or anywhere in the interpreter."""
     keep, length, root = settings.scalars
@@ -73,6 +86,7 @@ def triton_adamw_(
         gradient,
         mean,
         square,
+        square if scale is None else scale,
         weight.numel(),
         keep,
         length,
@@ -82,6 +96,8 @@ def triton_adamw_(
         1 - settings.beta1,
         1 - settings.beta2,
         settings.eps,
-        *settings.keys,
+        *(settings.keys or (0, 0)),
+        SCALED=scale is not None,
+        BY_CHANCE=settings.keys is not None,
         BLOCK=BLOCK,
     )

@@ -44,11 +44,13 @@ class Projection:
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
 
-    def times(self, x: Operand) -> torch.Tensor:
-        """x W^T [n, out]."""
+    def times(self, x: Operand, into: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T [n, out], plus ``into``."""
         if isinstance(self.base, Fp8Linear):
-            return times(x.rounded, self.base, x.plain.dtype)
-        return torch.mm(x.plain, dense(self.base, x.plain.dtype).t())
+            found = times(x.rounded, self.base, x.plain.dtype)
+            return found if into is None else found.add_(into)
+        weight = dense(self.base, x.plain.dtype)
+        return torch.mm(x.plain, weight.t()) if into is None else torch.addmm(into, x.plain, weight.t())
 
     def times_transposed(self, dy: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
         """dy W [n, in], added in place to ``into`` where there is one."""
@@ -180,10 +182,11 @@ class Group:
         lows = None if self.a is None else torch.mm(x, self.a.t())
         outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            y = p.times(operand)
             if add and b is not None and lows is not None:
-                y.addmm_(lows[:, slot], b.t())
-            outputs.append(y if into is None else y.add_(into))
+                y = p.times(operand).addmm_(lows[:, slot], b.t())
+                outputs.append(y if into is None else y.add_(into))
+            else:
+                outputs.append(p.times(operand, into))
         return outputs, lows
 
     def low(self, index: int, lows: torch.Tensor | None) -> Low | None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sweeptune.config.schema import OptimConfig
-from sweeptune.training.stochastic import StochasticAdamW
+from sweeptune.kernels.fuse import fused
+from sweeptune.training.bf16_adamw import Bf16AdamW
 
 SMALLEST_8BIT, SMALLEST_PAGE, QUANTIZATION_BLOCK = 4096, 100_000, 256
 """bitsandbytes: smaller tensors keep fp32 states; smaller ones are not paged; one fp32 constant a block."""
@@ -18,9 +19,9 @@ SMALLEST_8BIT, SMALLEST_PAGE, QUANTIZATION_BLOCK = 4096, 100_000, 256
 def build_optimizer(model: torch.nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:
     """AdamW over everything that trains; weight decay on matrices only.
 
-    ``adamw`` is torch's fused one, or, with ``optim.rounding=stochastic``, our own for bf16, which rounds by ``seed``;
-    ``adamw_8bit`` keeps its states in 8 bits, ``paged_adamw_8bit`` also lets them move to the host when the GPU is full
-    (both of bitsandbytes).
+    ``adamw`` is torch's fused one, or our own for bf16: with fused kernels, and with ``optim.rounding=stochastic``,
+    which rounds by ``seed``; ``adamw_8bit`` keeps its states in 8 bits, ``paged_adamw_8bit`` also lets them move to the
+    host when the GPU is full (both of bitsandbytes).
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -30,7 +31,9 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig, seed: int = 0) -
     groups = [group for group in groups if group["params"]]
     settings: dict[str, Any] = {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps}
     if optim.rounding == "stochastic":
-        return StochasticAdamW(groups, seed=seed, **settings)
+        return Bf16AdamW(groups, seed=seed, **settings)
+    if optim.name == "adamw" and fused(model) is not None and all(p.dtype is torch.bfloat16 for p in trainable):
+        return Bf16AdamW(groups, **settings)
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **settings)
     import bitsandbytes as bnb
@@ -40,6 +43,26 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig, seed: int = 0) -
     kind = bnb.optim.AdamW8bit if optim.name == "adamw_8bit" else bnb.optim.PagedAdamW8bit
     paged_or_not: torch.optim.Optimizer = kind(groups, **settings)
     return paged_or_not
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], most: float, optimizer: Any) -> torch.Tensor:
+    """Bring the norm of all gradients down to ``most``, at once or, where the optimiser can, inside its next step.
+
+    Args:
+        parameters: What trains.
+        most: ``optim.max_grad_norm``; 0: leave them as they are.
+        optimizer: From `build_optimizer`, or Accelerate's wrapper of it.
+
+    Returns:
+        The norm before, on the device.
+    """
+    plain = getattr(optimizer, "optimizer", optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most and isinstance(plain, Bf16AdamW):
+        plain.scale = (most / (norm.float() + 1e-6)).clamp(max=1.0)  # as torch's clip_grads_with_norm_
+    elif most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from sweeptune.data import Row, Step, collate_packs, micro_batches, samples
 from sweeptune.training.checkpoint import random_state, restore_random_state
 from sweeptune.training.loss import summed_nll
 from sweeptune.training.oom import OptimizerOutOfMemory, any_rank, brief, is_out_of_memory, release_memory
-from sweeptune.training.optimizer import learning_rate
+from sweeptune.training.optimizer import clip_gradients, learning_rate
 from sweeptune.training.session import Session
 
 log = logging.getLogger("sweeptune")
@@ -123,7 +123,7 @@ def update(session: Session) -> tuple[torch.Tensor, bool]:
         if session.accelerator.scaler is not None:
             session.accelerator.unscale_gradients(optimizer)
         trainable = [p for p in session.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, optim.max_grad_norm or float("inf"))
+        norm = clip_gradients(trainable, optim.max_grad_norm, optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     except Exception as error:

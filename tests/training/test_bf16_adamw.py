@@ -1,6 +1,9 @@
-"""Runs with optim.rounding=stochastic: resumed as unbroken, in the fingerprint, refused where in vain."""
+"""AdamW on bf16 weights: optim.rounding=stochastic resumed as unbroken, in the fingerprint, refused where in vain; and
+the one that fused kernels bring along against torch's."""
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import torch
 from sweeptune.config.compose import compose
 from sweeptune.config.rules import validate
 from sweeptune.training import run, step
-from sweeptune.training.optimizer import build_optimizer, load_optimizer_state, state_sizes
+from sweeptune.training.bf16_adamw import Bf16AdamW
+from sweeptune.training.optimizer import build_optimizer, clip_gradients, load_optimizer_state, state_sizes
 from sweeptune.training.session import open_session
 
 PURE = ["method=full", "model.dtype=bf16", "optim.rounding=stochastic"]
@@ -55,6 +59,54 @@ def test_the_state_is_two_moments_in_bf16_and_round_trips():
             assert new[key].dtype is torch.bfloat16 and torch.equal(old[key], new[key])
         held = [v.nbytes for v in new.values() if isinstance(v, torch.Tensor)]
         assert held == [size for size, _ in state_sizes(parameter, "adamw", "stochastic")]
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5, 1e9])
+def test_the_optimizer_of_fused_kernels_is_torchs_with_clipping(monkeypatch, most):
+    torch.manual_seed(0)
+    optim = compose(["method=full", "model.dtype=bf16", "optim.lr=1e-2"]).optim
+    start = torch.nn.Linear(64, 32).bfloat16()
+    ours, theirs = deepcopy(start), deepcopy(start)
+    with monkeypatch.context() as patched:
+        patched.setattr("sweeptune.training.optimizer.fused", lambda model: object())
+        fast = build_optimizer(ours, optim)
+    plain = build_optimizer(theirs, optim)
+    assert (type(fast), type(plain)) == (Bf16AdamW, torch.optim.AdamW)
+    for _ in range(3):
+        for one in (ours, theirs):
+            one.zero_grad()
+        x = torch.randn(16, 64).bfloat16()
+        for one in (ours, theirs):
+            one(x).square().mean().backward()
+        norms = [
+            clip_gradients(list(one.parameters()), most, optimizer)
+            for one, optimizer in ((ours, fast), (theirs, plain))
+        ]
+        assert torch.equal(*norms) or norms[0] == pytest.approx(norms[1], rel=0.02)
+        fast.step()
+        plain.step()
+    assert fast.scale is None, "the next step's gradients have a norm of their own"
+    for a, b, first in zip(ours.parameters(), theirs.parameters(), start.parameters(), strict=True):
+        moved = (b - first).float()
+        assert float((a.float() - b.float()).norm() / moved.norm()) < 0.05
+        assert fast.state[a]["step"] == 3
+
+
+def test_a_state_of_torchs_adamw_goes_on_in_ours_and_back():
+    optim = compose(["method=full", "model.dtype=bf16"]).optim
+    model = torch.nn.Linear(8, 8).bfloat16()
+    model(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
+    plain, ours = build_optimizer(model, optim), Bf16AdamW(model.parameters(), lr=1e-3)
+    plain.step()
+    groups = plain.state_dict()["param_groups"]
+    assert len(groups) == 2
+    ours = Bf16AdamW([{"params": [model.weight]}, {"params": [model.bias]}], lr=1e-3)
+    load_optimizer_state(ours, plain.state_dict())
+    ours.step()
+    assert ours.state[model.weight]["step"] == 2
+    load_optimizer_state(plain, ours.state_dict())
+    plain.step()
+    assert float(plain.state[model.weight]["step"]) == 3
 
 
 def test_other_seeds_round_otherwise():
