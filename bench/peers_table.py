@@ -115,7 +115,8 @@ def section(visit: Visit, runs: list[Run], command: str) -> str:
             "",
             f"{time.strftime('%Y-%m-%d')}, {card}; {versions}.",
             "",
-            "; ".join(conditions) + ". Ratios compare means of the rounds of this visit; peaks are the larger of the "
+            "; ".join(conditions) + ". Every run is a process of its own, one at a time; the next one's imports go on "
+            "beside it, on other cores. Ratios compare means of the rounds of this visit; peaks are the larger of the "
             "rounds, over the timed steps.",
             "",
             *table(runs),

@@ -2,17 +2,21 @@
 
     python bench/stacks.py transformers job.json out.json     also: liger, trl, unsloth, unsloth_bf16, sweeptune
     python bench/stacks.py base job.json out.json             writes the base model's folder that all of them load
+    python bench/stacks.py transformers -        imports first, then reads ["job.json", "out.json"] from stdin
 
-``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. Every stack makes the same steps out
-of the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers) and loss and
-gradient norm of every step. The time is that of the steps behind the warm-up, synchronised at its ends only; peaks are
-those of the timed steps. The loop that plain transformers, Liger and Unsloth share reads losses and norms at the very
-end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for everybody.
+``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. With ``-`` a worker can be started
+while another one has the GPU, which it leaves alone until its line comes; without a line it ends. Every stack makes the
+same steps out of the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers)
+and loss and gradient norm of every step. The time is that of the steps behind the warm-up, synchronised at its ends
+only; peaks are those of the timed steps. The loop that plain transformers, Liger and Unsloth share reads losses and
+norms at the very end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for
+everybody.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -21,7 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ from peers_job import Job, Passes, digest, loss_tokens, passes, read_steps, real
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UNSLOTH = {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "liger-kernel", "trl", "unsloth", "accelerate")
 
 
@@ -264,8 +269,9 @@ def run_unsloth(job: Job, *, bf16: bool = False) -> dict[str, Any]:
         job: The conditions.
         bf16: Adapters in bf16 and no autocast, instead of its default: fp32 adapters under autocast.
     """
-    os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(job.work) / "unsloth_compiled")
+    os.environ |= UNSLOTH
+    # Read when it is imported. Beside the base model, so that later runs find what the first has compiled.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(job.folder).parent / "unsloth_compiled"))
     from unsloth import FastLanguageModel
 
     ready(job)
@@ -530,11 +536,87 @@ def kept(path: Path) -> Iterator[dict[str, Any]]:
     part.replace(path)
 
 
+# ---- what can be done before there is a job
+
+HUGGING_FACE = ("transformers", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes")
+OURS = (
+    "transformers",
+    "sweeptune.launch.entry",
+    "sweeptune.report",
+    "sweeptune.training",
+    "sweeptune.models.tiny",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "bitsandbytes",
+    "torch.nn.attention.varlen",
+    "torch.nn.attention.flex_attention",
+)
+TRITON = tuple(f"sweeptune.kernels.{name}" for name in ("triton_ops", "adamw_triton", "host_rows_triton"))
+IMPORTS: dict[str, tuple[str, ...]] = {
+    "transformers": HUGGING_FACE,
+    "liger": (*HUGGING_FACE, "liger_kernel.transformers", "liger_kernel.transformers.model.llama"),
+    "trl": (*HUGGING_FACE, "datasets", "trl", "trl.trainer.sft_trainer", "liger_kernel.transformers"),
+    "unsloth": ("unsloth",),  # first of all, and it imports the rest itself
+    "unsloth_bf16": ("unsloth",),
+    "sweeptune": OURS,
+    "base": ("transformers", "transformers.models.llama.modeling_llama", "sweeptune.models.tiny"),
+}
+
+
+def prepare(stack: str) -> None:
+    """Import what a stack is going to import, without any use of the GPU (but Unsloth's, which may open a context).
+
+    What is missing is left to the run, which comes upon it again and says so.
+    """
+    if stack == "sweeptune":
+        from sweeptune.config.allocator import expand_segments
+
+        expand_segments()  # what train.py does first: bitsandbytes asks CUDA for its devices when it is imported
+    if stack.startswith("unsloth"):
+        os.environ |= UNSLOTH
+    triton = TRITON if stack == "sweeptune" and importlib.util.find_spec("triton") else ()
+    for name in (*IMPORTS[stack], *triton):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            print(f"{name} was not imported ahead: {type(error).__name__}: {error}", flush=True)
+    if stack == "sweeptune":
+        from hydra.core.plugins import Plugins
+
+        Plugins.instance()  # looks through all that is installed
+    if opened := contexts():
+        print(f"importing {stack} has opened a context on GPU {opened}", flush=True)
+
+
+def contexts() -> list[int]:
+    """The GPUs on which this process is to be seen: asking for their names alone opens no context."""
+    if not torch.cuda.is_initialized():
+        return []
+    return [gpu for gpu in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(gpu)]
+
+
+def awaited() -> list[str] | None:
+    """The line that says what to run; None where whoever started this process has gone or needs it no more."""
+    with suppress(KeyboardInterrupt):
+        line = sys.stdin.readline()
+        return json.loads(line) if line.strip() else None
+    return None
+
+
 def main() -> None:
     """Run the stack that the command line names."""
-    stack, source, target = sys.argv[1:]
+    stack, *paths = sys.argv[1:]
+    if ahead := paths == ["-"]:
+        prepare(stack)
+        found = awaited()
+        if found is None:
+            return
+        paths = found
+    source, target = paths
     job = Job(**json.loads(Path(source).read_text()))
     Path(job.work).mkdir(parents=True, exist_ok=True)
+    if ahead:
+        os.chdir(job.work)  # it was not there yet
     with kept(Path(target)) as found:
         found |= STACKS[stack](job)
 

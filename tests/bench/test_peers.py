@@ -88,16 +88,33 @@ def test_later_rounds_keep_the_fastest_number_of_rows_that_fits() -> None:
     assert peers.chosen(runs[:1], "liger") == []
 
 
+class Recorded(peers.Ahead):
+    """Starts nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.expected: list[str | None] = []
+
+    def expect(self, stack: str | None) -> None:
+        self.expected.append(stack)
+
+
 def test_a_visit_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "make_steps", lambda visit, rows: None)
-    monkeypatch.setattr(peers, "one", lambda visit, stack, rows, plan, number: figures(seen=number))
+    monkeypatch.setattr(peers, "one", lambda visit, stack, rows, plan, number, *more: figures(seen=number))
+    ahead = Recorded(tmp_path)
     kept: list[int] = []
-    begun = peers.measure(replace(visit(tmp_path), ends=0.0), ["liger"], 2, lambda runs: kept.append(len(runs)), [])
+    begun = peers.measure(
+        replace(visit(tmp_path), ends=0.0), ["liger"], 2, lambda runs: kept.append(len(runs)), [], ahead
+    )
     assert begun == [] and kept == []
     first = run("liger", rows=4)
-    runs = peers.measure(visit(tmp_path), ["liger", "sweeptune"], 2, lambda runs: kept.append(len(runs)), [first])
+    runs = peers.measure(
+        visit(tmp_path), ["liger", "sweeptune"], 2, lambda runs: kept.append(len(runs)), [first], ahead
+    )
     assert runs[0] is first and kept == [2, 3, 4]
     assert [(each["stack"], each["seen"]) for each in runs[1:]] == [("sweeptune", 1), ("liger", 2), ("sweeptune", 2)]
+    assert ahead.expected == [None, "sweeptune"], "the first run's imports begin while the steps are made"
 
 
 def test_settings_are_given_once() -> None:
@@ -170,9 +187,69 @@ def test_a_worker_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyte
     sleeper.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     monkeypatch.setattr(peers, "ROOT", tmp_path)
     job = peers_job.Job(method="lora", folder="", work=str(tmp_path / "run"))
-    found = peers.start(replace(visit(tmp_path), timeout_s=2), "liger", job, tmp_path / "out.json")
+    found = peers.start(
+        replace(visit(tmp_path), timeout_s=2), "liger", job, tmp_path / "out.json", peers.Ahead(tmp_path)
+    )
     assert found == {"status": "timeout", "reason": "not ready after 2 s", "log": "begun\n"}
     assert json.loads((tmp_path / "out.json").read_text())["status"] == "timeout"
+
+
+def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that leave which process they are and what was told them."""
+    script = tmp_path / "bench" / "stacks.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import json, os, sys\n"
+        "print('imported', sys.argv[1], flush=True)\n"
+        "line = sys.stdin.readline()\n"
+        "if not line: sys.exit()\n"
+        "job, target = json.loads(line)\n"
+        "print('told', flush=True)\n"
+        "found = {'status': 'completed', 'reason': None, 'process': os.getpid(), 'ids': 'a'}\n"
+        "open(target, 'w').write(json.dumps(found))\n"
+    )
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+
+
+def test_the_next_worker_is_ready_and_a_wrong_guess_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening(tmp_path, monkeypatch)
+    job = peers_job.Job(method="lora", folder="", work=str(tmp_path / "run"))
+    ahead, here = peers.Ahead(tmp_path), replace(visit(tmp_path), timeout_s=20)
+    first = peers.start(here, "liger", job, tmp_path / "a.json", ahead, "trl")
+    assert first["log"] == "imported liger\ntold\n" and ahead.stack == "trl" and ahead.process is not None
+    waiting = ahead.process
+    second = peers.start(here, "trl_free", job, tmp_path / "b.json", ahead, "sweeptune")
+    assert second["process"] == waiting.pid and second["log"] == "imported trl\ntold\n"
+    wrong = ahead.process
+    third = peers.start(here, "sweeptune_plain", job, tmp_path / "c.json", ahead, "unsloth")
+    assert third["process"] == wrong.pid and ahead.process is None, "Unsloth's import would share the GPU with ours"
+    ahead.expect("liger")
+    wrong = ahead.process
+    ahead.expect("trl")
+    assert wrong.poll() is not None and ahead.stack == "trl"
+    ended = ahead.process
+    ahead.close()
+    assert ended.poll() is not None and ahead.process is None
+
+
+def test_turns_follow_what_was_found() -> None:
+    row = replace(peers_rows.ROWS["intern7_qlora_cap8"], rows=(4, 3))
+    assert peers.turns(row, ["liger", "trl"], 2, [])[:3] == [(1, "liger", 4), (1, "liger", 3), (1, "trl", 4)]
+    runs = [run("liger", rows=4, status="oom"), run("liger", rows=3), run("trl", rows=4, status="oom")]
+    assert peers.turns(row, ["liger", "trl"], 2, runs) == [(1, "trl", 3), (2, "liger", 3)]
+
+
+def test_a_worker_waits_for_a_line_and_without_one_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench" / "stacks.py"), "transformers", "-"]
+    paths = {"env": peers.environment(tmp_path), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    left = subprocess.run(command, input="", check=False, **paths)
+    assert (left.returncode, left.stdout) == (0, "") and not list(tmp_path.iterdir())
+    job = {"method": "full", "folder": str(tmp_path / "none"), "work": str(tmp_path / "work"), "device": "cpu"}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    line = json.dumps([str(tmp_path / "job.json"), str(tmp_path / "out.json")])
+    subprocess.run(command, input=line + "\n", check=True, **paths)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["status"] == "crashed" and str(tmp_path / "none") in found["reason"]
 
 
 @pytest.mark.slow
