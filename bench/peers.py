@@ -176,10 +176,9 @@ def check_full(steps: Sequence[Sequence[Sequence[tuple[Sequence[int], Sequence[b
 # ---- runs
 
 
-def job_of(visit: Visit, stack: str, rows: int, ids: Path, folder: Path) -> Job:
+def job_of(visit: Visit, stack: str, rows: int, parts: int, ids: Path, folder: Path) -> Job:
     """The conditions of one run."""
     row = visit.row
-    layout = "full" if not row.real else "free" if stack.endswith("_free") else "padded"
     own = settled([*overrides(visit, rows), *row.variants.get(stack, [])]) if work_of(stack) == "sweeptune" else []
     return Job(
         method=row.method,
@@ -187,8 +186,9 @@ def job_of(visit: Visit, stack: str, rows: int, ids: Path, folder: Path) -> Job:
         ids=str(ids),
         work=str(folder),
         dtype=row.dtype,
-        layout=layout,
+        layout=row.layout(stack),
         micro_batch=rows,
+        parts=parts,
         steps=visit.steps,
         warmup=WARMUP,
         checkpointing=row.checkpointing,
@@ -353,13 +353,13 @@ def provide_base(visit: Visit, following: str | None = None, ahead: Ahead | None
     print(f"base model: {found['notes']}, {time.perf_counter() - begin:.0f} s, {visit.base}", flush=True)
 
 
-Turn = tuple[int, str, int]
-"""Round, stack and number of rows."""
+Turn = tuple[int, str, int, int]
+"""Round, stack, number of rows and of passes."""
 
 
 def turns(row: Row, stacks: Sequence[str], rounds: int, runs: list[Run]) -> list[Turn]:
     """The runs that are left, in order. What failed in the first round is not tried again, and where several numbers
-    of rows were, later rounds repeat the fastest that fits.
+    of rows or passes were, later rounds repeat the fastest that fits.
 
     Args:
         row: The conditions.
@@ -367,12 +367,12 @@ def turns(row: Row, stacks: Sequence[str], rounds: int, runs: list[Run]) -> list
         rounds: How often each.
         runs: What has been made.
     """
-    known = {(run["round"], run["stack"], run["rows"]) for run in runs}
+    known = {(run["round"], run["stack"], run["rows"], run["parts"]) for run in runs}
     planned = [
-        (number, stack, rows)
+        (number, stack, rows, parts)
         for number in range(1, rounds + 1)
         for stack in stacks
-        for rows in (chosen(runs, stack) if number > 1 else row.rows)
+        for rows, parts in (chosen(runs, stack) if number > 1 else row.settings(stack))
     ]
     return [turn for turn in planned if turn not in known]
 
@@ -405,14 +405,14 @@ def measure(
     ahead.expect(worker(visit, left))
     plans = {rows: make_steps(visit, rows) for rows in visit.row.rows}
     while left:
-        number, stack, rows = left[0]
+        number, stack, rows, parts = left[0]
         began = time.perf_counter()
         if began + longest > visit.ends:
             print(f"no time is left for round {number} of {stack}; go on with --go-on", flush=True)
             break
-        found = one(visit, stack, rows, plans[rows], number, ahead, worker(visit, left[1:]))
+        found = one(visit, left[0], plans[rows], ahead, worker(visit, left[1:]))
         longest = max(longest, time.perf_counter() - began)
-        runs.append({"stack": stack, "round": number, "rows": rows, **found})
+        runs.append({"stack": stack, "round": number, "rows": rows, "parts": parts, **found})
         print(told(runs[-1], time.perf_counter() - began), flush=True)
         keep(runs)
         left = turns(visit.row, stacks, rounds, runs)
@@ -424,15 +424,14 @@ def skipped(visit: Visit, stack: str) -> bool:
     return visit.tiny and work_of(stack) not in ("transformers", "sweeptune")
 
 
-def one(
-    visit: Visit, stack: str, rows: int, plan: Plan, number: int, ahead: Ahead, following: str | None = None
-) -> Run:
+def one(visit: Visit, turn: Turn, plan: Plan, ahead: Ahead, following: str | None = None) -> Run:
     """One run, checked to have trained on what it was given; ``following`` is the worker of the next."""
+    number, stack, rows, parts = turn
     if skipped(visit, stack):
         return {"status": "skipped", "reason": "needs a CUDA GPU"}
     folder = visit.work / visit.name
-    job = job_of(visit, stack, rows, plan.path, folder / "run")
-    found = start(visit, stack, job, folder / f"{stack}-{rows}-{number}.json", ahead, following)
+    job = job_of(visit, stack, rows, parts, plan.path, folder / "run")
+    found = start(visit, stack, job, folder / f"{stack}-{rows}-{parts}-{number}.json", ahead, following)
     if found["status"] == "completed" and not same_ids(found, plan):
         found |= {"status": "crashed", "reason": "trained on other ids than the rest"}
     return found
@@ -443,15 +442,21 @@ def same_ids(found: Run, plan: Plan) -> bool:
     return bool(found["plan"] == plan.ours if "plan" in found else found["ids"] == plan.ids)
 
 
-def chosen(runs: list[Run], stack: str) -> list[int]:
-    """The number of rows that a stack was fastest with in the first round; none where nothing worked."""
+def chosen(runs: list[Run], stack: str) -> list[tuple[int, int]]:
+    """The rows and passes that a stack was fastest with in the first round; none where nothing worked."""
     done = [run for run in runs if run["stack"] == stack and run["round"] == 1 and run["status"] == "completed"]
-    return [max(done, key=lambda run: run["tokens_per_s"])["rows"]] if done else []
+    best = max(done, key=lambda run: run["tokens_per_s"], default=None)
+    return [(best["rows"], best["parts"])] if best else []
+
+
+def named(run: Run) -> str:
+    """What ran."""
+    return f"{run['stack']}, {run['rows']} rows" + (f" in {run['parts']} passes" if run["parts"] > 1 else "")
 
 
 def told(run: Run, seconds: float) -> str:
     """One line on a run that has ended."""
-    words = f"round {run['round']} {run['stack']}, {run['rows']} rows: {run['status']}"
+    words = f"round {run['round']} {named(run)}: {run['status']}"
     if run["status"] != "completed":
         return f"{words}: {run.get('reason')} ({seconds:.0f} s)"
     sizes = f"{gib(run.get('allocated_gib'))} allocated, {gib(run.get('reserved_gib'))} reserved"
@@ -466,6 +471,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print rows and stacks, measure nothing")
     parser.add_argument("--stacks", nargs="*", help="some of the row's stacks, in this order")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--parts", type=int, nargs="+", help="passes of a padded step to try, where lengths are real")
     parser.add_argument("--steps", type=int, default=10, help=f"timed steps, behind {WARMUP} that are not")
     parser.add_argument("--tokenizer", type=Path, help="InternLM2's tokenizer.model")
     parser.add_argument("--data", type=Path, help="GSM8K as a jsonl file, for the row of real lengths")
@@ -483,6 +489,7 @@ def arguments() -> argparse.ArgumentParser:
 def visit_of(options: argparse.Namespace) -> Visit:
     """What the command line says."""
     row = ROWS[options.row]
+    row = replace(row, parts=tuple(options.parts)) if options.parts else row
     return Visit(
         name=options.row,
         row=tiny(row) if options.tiny else row,
@@ -512,9 +519,9 @@ def main() -> None:
         return
     if options.list or options.row is None:
         for name, row in ROWS.items():
-            print(f"{name:20} {row.method:6} {row.model:15} {', '.join([*row.peers, *row.variants])}")
+            print(f"{name:20} {row.method:6} {row.model:15} {', '.join(row.stacks)}")
         return
-    known = [*ROWS[options.row].peers, *ROWS[options.row].variants]
+    known = ROWS[options.row].stacks
     stacks = options.stacks or known
     if unknown := [stack for stack in stacks if stack not in known]:
         parser.error(f"--stacks {' '.join(unknown)}: this row has {', '.join(known)}")
@@ -532,7 +539,7 @@ def main() -> None:
         write_text(before, json.dumps(runs))
         figures = [{key: value for key, value in run.items() if key != "log"} for run in runs]
         write_text(visit.out / f"{visit.name}.json", json.dumps(figures, indent=1))
-        logs = [f"== {run['stack']}, {run['rows']} rows, round {run['round']}\n{run.get('log', '')}\n" for run in runs]
+        logs = [f"== {named(run)}, round {run['round']}\n{run.get('log', '')}\n" for run in runs]
         write_text(visit.out / f"{visit.name}.log", "\n".join(logs))
         write_text(visit.out / f"{visit.name}.md", section(visit, runs, command))
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers_job import Job, Passes, digest, loss_tokens, passes, read_steps, real_tokens
+from peers_job import MULTIPLE, Job, Passes, digest, loss_tokens, passes, read_steps, real_tokens
 
 # transformers, peft and trl are imported by the stacks themselves: Unsloth has to come before them.
 
@@ -121,7 +121,8 @@ def train(
     *,
     tell_lengths: bool = False,
 ) -> dict[str, Any]:
-    """Make every step; return what was measured.
+    """Make every step; return what was measured. Where passes have many shapes, each is run once before the first step,
+    forward and backward: what is planned, compiled or tuned for a shape is no part of the measured steps.
 
     Args:
         model: In training mode, on its device; its forward takes ids, labels and ``num_items_in_batch``.
@@ -137,6 +138,21 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=job.lr, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(steps))
     learned = [loss_tokens(step) for step in steps]
+
+    def loss_of(batch: dict[str, torch.Tensor], count: torch.Tensor) -> torch.Tensor:
+        batch = {name: value.to(job.device, non_blocking=True) for name, value in batch.items()}
+        lengths = batch.pop("lengths", None)
+        extra = {"packed_seq_lengths": lengths} if tell_lengths and lengths is not None else {}
+        with autocast():
+            return model(**batch, **extra, use_cache=False, num_items_in_batch=count).loss
+
+    shapes = data.shapes() if job.layout != "full" else []
+    for batch in shapes:
+        # Nothing is drawn at random and no step is made: losses are the same without it.
+        loss_of(batch, torch.tensor(learned[0], device=job.device)).backward()
+        optimizer.zero_grad(set_to_none=True)
+    if shapes:
+        settle(job)
     window, losses, norms = Window(job), [], []
     for number, step in enumerate(steps):
         if number == job.warmup:
@@ -144,11 +160,7 @@ def train(
         count = torch.tensor(learned[number], device=job.device)
         total = torch.zeros((), device=job.device)
         for _ in range(data.counts[number]):
-            batch = {name: value.to(job.device, non_blocking=True) for name, value in next(loader).items()}
-            lengths = batch.pop("lengths", None)
-            extra = {"packed_seq_lengths": lengths} if tell_lengths and lengths is not None else {}
-            with autocast():
-                loss = model(**batch, **extra, use_cache=False, num_items_in_batch=count).loss
+            loss = loss_of(next(loader), count)
             loss.backward()
             total += loss.detach()
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
@@ -159,7 +171,7 @@ def train(
         del loss, step
     window.close(real_tokens(steps[job.warmup :]))
     values = {"losses": [float(loss) for loss in losses], "norms": [float(norm) for norm in norms]}
-    return window.found | values | trainable(model) | {"ids": digest(steps)}
+    return window.found | values | trainable(model) | {"ids": digest(steps), "shapes": len(shapes)}
 
 
 def ready(job: Job) -> None:
@@ -211,11 +223,6 @@ def adapters(job: Job) -> Any:
     return LoraConfig(task_type="CAUSAL_LM", r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules=TARGETS)
 
 
-def free_rows(job: Job) -> Job:
-    """Padding-free without Flash Attention: transformers keeps samples apart in one row at a time only."""
-    return job if job.layout != "free" else Job(**{**vars(job), "micro_batch": 1})
-
-
 def run_transformers(job: Job) -> dict[str, Any]:
     """transformers and PEFT as their documentation has it: fp32 adapters under bf16 autocast, and for QLoRA
     ``prepare_model_for_kbit_training``."""
@@ -237,7 +244,7 @@ def run_transformers(job: Job) -> dict[str, Any]:
     pure = job.method == "full" and job.dtype == "bf16"
     notes = "sdpa" + (", autocast" if not pure else "") + (", kbit preparation" if job.method == "qlora" else "")
     notes += ", checkpointing" if job.checkpointing else ""
-    return train(model.train(), free_rows(job), nullcontext if pure else mixed(job)) | {"notes": notes}
+    return train(model.train(), job, nullcontext if pure else mixed(job)) | {"notes": notes}
 
 
 def run_liger(job: Job) -> dict[str, Any]:
@@ -259,7 +266,7 @@ def run_liger(job: Job) -> dict[str, Any]:
     settle(job)
     notes = "sdpa, fused loss, no upcast" + (", checkpointing" if job.checkpointing else "")
     autocast = mixed(job) if job.dtype == "fp32" else nullcontext
-    return train(model.train(), free_rows(job), autocast) | {"notes": notes}
+    return train(model.train(), job, autocast) | {"notes": notes}
 
 
 def run_unsloth(job: Job, *, bf16: bool = False) -> dict[str, Any]:
@@ -325,7 +332,6 @@ def run_trl(job: Job) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     ready(job)
-    job = free_rows(job)
     steps = read_steps(job.ids)[: job.steps]
     split = [passes(step, job) for step in steps]
     accumulated = {len(parts) for parts in split}
@@ -333,12 +339,33 @@ def run_trl(job: Job) -> dict[str, Any]:
         raise ValueError(f"TRL accumulates a fixed number of passes, and the steps here have {sorted(accumulated)}")
     order, rows = [], []
     for part in (part for parts in split for part in parts):
-        order.append(list(range(len(rows), len(rows) + len(part))))
-        rows += [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in part]
+        samples = [sample for row in part for sample in row]
+        order.append(list(range(len(rows), len(rows) + len(samples))))
+        rows += [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in samples]
     window, found = Window(job), {"losses": [], "norms": []}
+    notes = ["SFTTrainer, fused head, Liger layers"] + (["checkpointing"] if job.checkpointing else [])
     tokens = real_tokens(steps[job.warmup :])
 
+    def run_shapes() -> None:
+        """What `train` does before its first step, through the trainer's own step and batches."""
+        made = [trainer.data_collator([trainer.train_dataset[at] for at in part]) for part in order]
+        every = {(batch["input_ids"].shape, batch["labels"].shape): batch for batch in made}
+        count = torch.tensor(loss_tokens(steps[0]), device=job.device)
+        for batch in sorted(every.values(), key=lambda batch: -batch["input_ids"].numel()):
+            trainer.training_step(trainer.model_wrapped, batch, count)
+            trainer.model_wrapped.zero_grad(set_to_none=True)
+        found["shapes"] = len(every)
+        settle(job)
+
     class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if job.layout == "full":
+                return
+            try:
+                run_shapes()
+            except (AttributeError, TypeError) as error:  # another version of the trainer: its row is worth more
+                notes.append(f"shapes were not run before: {error}")
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == job.warmup:
                 window.open()
@@ -388,6 +415,7 @@ def run_trl(job: Job) -> dict[str, Any]:
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_liger_kernel=job.cuda,
         padding_free=job.layout == "free",
+        pad_to_multiple_of=None if job.layout == "full" else MULTIPLE,
         max_length=None,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -407,8 +435,7 @@ def run_trl(job: Job) -> dict[str, Any]:
     )
     settle(job)
     trainer.train()
-    notes = "SFTTrainer, fused head, Liger layers" + (", checkpointing" if job.checkpointing else "")
-    return window.found | found | trainable(trainer.model) | {"notes": notes, "ids": digest(steps)}
+    return window.found | found | trainable(trainer.model) | {"notes": ", ".join(notes), "ids": digest(steps)}
 
 
 def run_sweeptune(job: Job) -> dict[str, Any]:
