@@ -8,8 +8,9 @@
 
 Every rung is a run of its own through what train.py runs, on full rows of InternLM2-1.8B's shape with random weights
 (`peers.py`'s data, base model and ``--work``). What has no setting of its own is taken away by a patch in the process
-(`ladder_patches.py`). When a run ends, ``ladder.json``, ``ladder.log`` and a section for each ladder in ``--out`` are
-written anew, so that a visit that is cut off loses nothing; what failed is a line of the table.
+(`ladder_patches.py`). The next run's imports go on beside the one that has the GPU. When a run ends, ``ladder.json``,
+``ladder.log`` and a section for each ladder in ``--out`` are written anew, so that a visit that is cut off loses
+nothing; what failed is a line of the table.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def task_of(visit: Visit, ladder: str, rung: Rung) -> Task:
     }
     write_text(folder / "rung.json", json.dumps(job, indent=1))
     command = [sys.executable, str(ROOT / "bench" / "ladder.py"), "--worker", str(folder / "rung.json")]
-    return Task(f"{ladder}/{rung.name}", command, folder / "log.txt")
+    return Task(f"{ladder}/{rung.name}", [*command, "--wait"], folder / "log.txt", waits=True)
 
 
 def read(task: Task, rung: Rung, code: int | None, timeout_s: float) -> Run:
@@ -151,7 +152,8 @@ def conditions(visit: Visit) -> str:
     return (
         f"The shape of {row.model} with random weights, {row.rows[0]} full rows of {row.length} tokens a step in one "
         f"pass, {visit.steps} steps, {max(0, visit.steps - WARMUP)} of them timed; AdamW, linear schedule from {LR:g}, "
-        "clipping at 1.0, unless a line says otherwise; one run of each, one process a GPU."
+        "clipping at 1.0, unless a line says otherwise; one run of each, one process a GPU, while the next one's "
+        "imports go on beside it on other cores."
     )
 
 
@@ -172,6 +174,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--go-on", action="store_true", help="keep the runs that --out has")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -180,7 +183,7 @@ def main() -> None:
     parser = arguments()
     options = parser.parse_args()
     if options.worker:
-        sys.exit(work(options.worker))
+        sys.exit(work(options.worker, wait=options.wait))
     if options.section:
         for each in options.section:
             put(options.results, each.read_text())

@@ -122,19 +122,28 @@ def apply(names: Sequence[str], put: Put = put) -> None:
         PATCHES[name](put)
 
 
-def work(source: Path) -> int:
+def work(source: Path, *, wait: bool = False) -> int:
     """Run what a file says, as train.py does: ``overrides``, ``patches``, the run's ``folder`` and the ``target`` of
-    what is known only inside the process."""
+    what is known only inside the process.
+
+    Args:
+        source: The file.
+        wait: Import all that a run needs, then wait for a line of stdin; end where none comes.
+    """
     from sweeptune.config.allocator import expand_segments
 
     expand_segments()  # as the first thing, like train.py
+    from stacks import pinned_gib, prepare, versions
+
+    prepare("sweeptune")
+    if wait and not sys.stdin.readline():
+        return 0
     from sweeptune.launch.entry import main
 
     job = json.loads(source.read_text())
     apply(job["patches"])
     status = main([*job["overrides"], f"hydra.run.dir={job['folder']}"])
     import torch
-    from stacks import pinned_gib, versions
 
     # Plain code on a CPU asks for no kernels either.
     unused = [name for name in job["patches"] if not USED[name] and name != "cpu_kernels"]

@@ -9,9 +9,10 @@
 
 Our own pipeline turns the row's data into steps; every peer reads them from a file, and sweeptune makes them again
 through ``train.py``, with every proof and measurement on. All load one base model, random weights that are written once
-to ``--work``. A run is a process of its own (`stacks.py`). When it ends, ``<row>.json``, ``<row>.log`` and the section
-``<row>.md`` in ``--out`` are written anew, so that a visit that is cut off loses nothing; what failed is a row of the
-table. With ``--results`` the section replaces the one of an earlier visit.
+to ``--work``. A run is a process of its own (`stacks.py`); while one runs, the next one's imports go on beside it, on
+other cores and without the GPU. When it ends, ``<row>.json``, ``<row>.log`` and the section ``<row>.md`` in ``--out``
+are written anew, so that a visit that is cut off loses nothing; what failed is a row of the table. With ``--results``
+the section replaces the one of an earlier visit.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 
 from common import ROOT, gib
 from peers_job import Job, digest, read_steps, save_steps
-from peers_rows import LR, ROWS, WARMUP, Visit, tiny, work_of
+from peers_rows import LR, ROWS, WARMUP, Row, Visit, tiny, work_of
 from peers_table import Run, section, table, with_section
 
 from sweeptune.config.compose import compose
@@ -175,10 +176,9 @@ def check_full(steps: Sequence[Sequence[Sequence[tuple[Sequence[int], Sequence[b
 # ---- runs
 
 
-def job_of(visit: Visit, stack: str, rows: int, ids: Path, folder: Path) -> Job:
+def job_of(visit: Visit, stack: str, rows: int, parts: int, ids: Path, folder: Path) -> Job:
     """The conditions of one run."""
     row = visit.row
-    layout = "full" if not row.real else "free" if stack.endswith("_free") else "padded"
     own = settled([*overrides(visit, rows), *row.variants.get(stack, [])]) if work_of(stack) == "sweeptune" else []
     return Job(
         method=row.method,
@@ -186,8 +186,9 @@ def job_of(visit: Visit, stack: str, rows: int, ids: Path, folder: Path) -> Job:
         ids=str(ids),
         work=str(folder),
         dtype=row.dtype,
-        layout=layout,
+        layout=row.layout(stack),
         micro_batch=rows,
+        parts=parts,
         steps=visit.steps,
         warmup=WARMUP,
         checkpointing=row.checkpointing,
@@ -198,25 +199,99 @@ def job_of(visit: Visit, stack: str, rows: int, ids: Path, folder: Path) -> Job:
     )
 
 
-def start(visit: Visit, stack: str, job: Job, target: Path) -> dict[str, Any]:
-    """Run a worker until it ends or its time is over; its output goes beside ``target``."""
+@dataclass
+class Ahead:
+    """Keeps the worker of the next run, which imports what its stack needs and then waits for its job.
+
+    Attributes:
+        folder: Where its output goes until it has a job.
+        stack: What it is going to run.
+        process: None where nothing waits.
+    """
+
+    folder: Path
+    stack: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"ahead-{os.getpid()}.log"
+
+    def expect(self, stack: str | None) -> None:
+        """Have a worker of this stack, and of no other."""
+        if stack == self.stack:
+            return
+        self.close()
+        if stack is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / "bench" / "stacks.py"), stack, "-"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+                env=environment(self.folder),
+            )
+        self.stack = stack
+
+    def take(self, stack: str, log: Path) -> subprocess.Popen[bytes]:
+        """Hand out a worker of this stack, whose output is to be found in ``log``: whoever takes it ends it."""
+        self.expect(stack)
+        process, self.stack, self.process = self.process, None, None
+        assert process is not None
+        self.log.replace(log)  # the worker goes on writing into it
+        return process
+
+    def close(self) -> None:
+        """End what waits."""
+        if self.process is not None:
+            end(self.process)
+        self.stack = self.process = None
+
+
+def waits(stack: str | None, beside: str) -> bool:
+    """Whether the worker of a stack may wait while another one runs: importing Unsloth opens a context on the GPU,
+    which our own run would find there as somebody else's memory.
+
+    Example:
+        >>> waits("liger", beside="sweeptune"), waits("unsloth", beside="sweeptune"), waits("unsloth", beside="trl")
+        (True, False, True)
+    """
+    return stack is not None and not (stack.startswith("unsloth") and beside == "sweeptune")
+
+
+def start(
+    visit: Visit, stack: str, job: Job, target: Path, ahead: Ahead, following: str | None = None
+) -> dict[str, Any]:
+    """Run a worker until it ends or its time is over; its output goes beside ``target``.
+
+    Args:
+        visit: The conditions.
+        stack: What runs.
+        job: What it has to do.
+        target: What it leaves.
+        ahead: Has its worker, as far as it was expected.
+        following: The worker that the next run is going to need, whose imports begin now.
+    """
     source, folder = target.with_suffix(".job.json"), Path(job.work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     source.write_text(json.dumps(asdict(job), indent=1))
     target.unlink(missing_ok=True)
-    command = [sys.executable, str(ROOT / "bench" / "stacks.py"), work_of(stack), str(source), str(target)]
     reason = ""
-    with target.with_suffix(".log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, env=environment()
-        )
-        try:
-            process.wait(visit.timeout_s)
-        except subprocess.TimeoutExpired:
-            reason = f"not ready after {visit.timeout_s} s"
-        finally:
-            end(process)
+    process = ahead.take(work_of(stack), target.with_suffix(".log"))
+    try:
+        tell(process, [str(source), str(target)])
+        ahead.expect(following if waits(following, beside=work_of(stack)) else None)
+        process.wait(visit.timeout_s)
+    except subprocess.TimeoutExpired:
+        reason = f"not ready after {visit.timeout_s} s"
+    finally:
+        end(process)
     shutil.rmtree(folder, ignore_errors=True)  # our run's checkpoints take gigabytes
     if reason:
         found: dict[str, Any] = {"status": "timeout", "reason": reason}
@@ -228,22 +303,35 @@ def start(visit: Visit, stack: str, job: Job, target: Path) -> dict[str, Any]:
     return found | {"log": target.with_suffix(".log").read_text(errors="replace")[-3000:]}
 
 
+def tell(process: subprocess.Popen[bytes], paths: list[str]) -> None:
+    """Give a waiting worker its job; one that has died is found out by whoever waits for its end."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as line:
+        line.write(json.dumps(paths).encode() + b"\n")
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a worker with all that it started: DataLoader workers outlive a killed parent for a while."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
 
 
-def environment() -> dict[str, str]:
-    """What a worker sees: no hub, no statistics, and src/ first."""
+def environment(work: Path) -> dict[str, str]:
+    """What a worker sees: no hub, no statistics, src/ first, and a place where Unsloth's second run finds what its
+    first has compiled."""
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | offline | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return os.environ | offline | own | {"UNSLOTH_COMPILE_LOCATION": str(work / "base" / "unsloth_compiled")}
 
 
-def provide_base(visit: Visit) -> None:
-    """Write the base model, where an earlier row of this visit has not."""
+def provide_base(visit: Visit, following: str | None = None, ahead: Ahead | None = None) -> None:
+    """Write the base model, where an earlier row of this visit has not; ``following`` is prepared meanwhile."""
+    ahead = ahead or Ahead(visit.work)
     if visit.base.is_dir():
         return
     visit.base.parent.mkdir(parents=True, exist_ok=True)
@@ -259,17 +347,50 @@ def provide_base(visit: Visit) -> None:
         tokenizer=str(visit.tokenizer) if visit.tokenizer else None,
     )
     begin = time.perf_counter()
-    found = start(replace(visit, timeout_s=400), "base", job, visit.work / "base.json")
+    found = start(replace(visit, timeout_s=400), "base", job, visit.work / "base.json", ahead, following)
     if found["status"] != "completed":
         raise SystemExit(f"the base model was not made: {found['reason']} ({found.get('log')})")
     print(f"base model: {found['notes']}, {time.perf_counter() - begin:.0f} s, {visit.base}", flush=True)
 
 
+Turn = tuple[int, str, int, int]
+"""Round, stack, number of rows and of passes."""
+
+
+def turns(row: Row, stacks: Sequence[str], rounds: int, runs: list[Run]) -> list[Turn]:
+    """The runs that are left, in order. What failed in the first round is not tried again, and where several numbers
+    of rows or passes were, later rounds repeat the fastest that fits.
+
+    Args:
+        row: The conditions.
+        stacks: In order.
+        rounds: How often each.
+        runs: What has been made.
+    """
+    known = {(run["round"], run["stack"], run["rows"], run["parts"]) for run in runs}
+    planned = [
+        (number, stack, rows, parts)
+        for number in range(1, rounds + 1)
+        for stack in stacks
+        for rows, parts in (chosen(runs, stack) if number > 1 else row.settings(stack))
+    ]
+    return [turn for turn in planned if turn not in known]
+
+
+def worker(visit: Visit, left: list[Turn]) -> str | None:
+    """The worker of the first of these runs; None where it is none."""
+    return work_of(left[0][1]) if left and not skipped(visit, left[0][1]) else None
+
+
 def measure(
-    visit: Visit, stacks: Sequence[str], rounds: int, keep: Callable[[list[Run]], None], done: Sequence[Run] = ()
+    visit: Visit,
+    stacks: Sequence[str],
+    rounds: int,
+    keep: Callable[[list[Run]], None],
+    done: Sequence[Run],
+    ahead: Ahead,
 ) -> list[Run]:
-    """Every stack once a round, in turn. What failed in the first round is not tried again, and where several numbers
-    of rows were, later rounds repeat the fastest that fits.
+    """Every stack once a round, in turn (`turns`).
 
     Args:
         visit: The conditions.
@@ -277,35 +398,40 @@ def measure(
         rounds: How often each.
         keep: Gets all runs after each.
         done: Runs of the same visit that an earlier command has made.
+        ahead: Keeps the next run's worker.
     """
+    runs, longest = list(done), 0.0
+    left = turns(visit.row, stacks, rounds, runs)
+    ahead.expect(worker(visit, left))
     plans = {rows: make_steps(visit, rows) for rows in visit.row.rows}
-    runs = list(done)
-    known = {(run["round"], run["stack"], run["rows"]) for run in done}
-    longest = 0.0
-    for number in range(1, rounds + 1):
-        for stack in stacks:
-            for rows in chosen(runs, stack) if number > 1 else visit.row.rows:
-                if (number, stack, rows) in known:
-                    continue
-                began = time.perf_counter()
-                if began + longest > visit.ends:
-                    print(f"no time is left for round {number} of {stack}; go on with --go-on", flush=True)
-                    return runs
-                found = one(visit, stack, rows, plans[rows], number)
-                longest = max(longest, time.perf_counter() - began)
-                runs.append({"stack": stack, "round": number, "rows": rows, **found})
-                print(told(runs[-1], time.perf_counter() - began), flush=True)
-                keep(runs)
+    while left:
+        number, stack, rows, parts = left[0]
+        began = time.perf_counter()
+        if began + longest > visit.ends:
+            print(f"no time is left for round {number} of {stack}; go on with --go-on", flush=True)
+            break
+        found = one(visit, left[0], plans[rows], ahead, worker(visit, left[1:]))
+        longest = max(longest, time.perf_counter() - began)
+        runs.append({"stack": stack, "round": number, "rows": rows, "parts": parts, **found})
+        print(told(runs[-1], time.perf_counter() - began), flush=True)
+        keep(runs)
+        left = turns(visit.row, stacks, rounds, runs)
     return runs
 
 
-def one(visit: Visit, stack: str, rows: int, plan: Plan, number: int) -> Run:
-    """One run, checked to have trained on what it was given."""
-    if visit.tiny and work_of(stack) not in ("transformers", "sweeptune"):
+def skipped(visit: Visit, stack: str) -> bool:
+    """Whether a stack cannot run here."""
+    return visit.tiny and work_of(stack) not in ("transformers", "sweeptune")
+
+
+def one(visit: Visit, turn: Turn, plan: Plan, ahead: Ahead, following: str | None = None) -> Run:
+    """One run, checked to have trained on what it was given; ``following`` is the worker of the next."""
+    number, stack, rows, parts = turn
+    if skipped(visit, stack):
         return {"status": "skipped", "reason": "needs a CUDA GPU"}
     folder = visit.work / visit.name
-    job = job_of(visit, stack, rows, plan.path, folder / "run")
-    found = start(visit, stack, job, folder / f"{stack}-{rows}-{number}.json")
+    job = job_of(visit, stack, rows, parts, plan.path, folder / "run")
+    found = start(visit, stack, job, folder / f"{stack}-{rows}-{parts}-{number}.json", ahead, following)
     if found["status"] == "completed" and not same_ids(found, plan):
         found |= {"status": "crashed", "reason": "trained on other ids than the rest"}
     return found
@@ -316,15 +442,21 @@ def same_ids(found: Run, plan: Plan) -> bool:
     return bool(found["plan"] == plan.ours if "plan" in found else found["ids"] == plan.ids)
 
 
-def chosen(runs: list[Run], stack: str) -> list[int]:
-    """The number of rows that a stack was fastest with in the first round; none where nothing worked."""
+def chosen(runs: list[Run], stack: str) -> list[tuple[int, int]]:
+    """The rows and passes that a stack was fastest with in the first round; none where nothing worked."""
     done = [run for run in runs if run["stack"] == stack and run["round"] == 1 and run["status"] == "completed"]
-    return [max(done, key=lambda run: run["tokens_per_s"])["rows"]] if done else []
+    best = max(done, key=lambda run: run["tokens_per_s"], default=None)
+    return [(best["rows"], best["parts"])] if best else []
+
+
+def named(run: Run) -> str:
+    """What ran."""
+    return f"{run['stack']}, {run['rows']} rows" + (f" in {run['parts']} passes" if run["parts"] > 1 else "")
 
 
 def told(run: Run, seconds: float) -> str:
     """One line on a run that has ended."""
-    words = f"round {run['round']} {run['stack']}, {run['rows']} rows: {run['status']}"
+    words = f"round {run['round']} {named(run)}: {run['status']}"
     if run["status"] != "completed":
         return f"{words}: {run.get('reason')} ({seconds:.0f} s)"
     sizes = f"{gib(run.get('allocated_gib'))} allocated, {gib(run.get('reserved_gib'))} reserved"
@@ -339,6 +471,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print rows and stacks, measure nothing")
     parser.add_argument("--stacks", nargs="*", help="some of the row's stacks, in this order")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--parts", type=int, nargs="+", help="passes of a padded step to try, where lengths are real")
     parser.add_argument("--steps", type=int, default=10, help=f"timed steps, behind {WARMUP} that are not")
     parser.add_argument("--tokenizer", type=Path, help="InternLM2's tokenizer.model")
     parser.add_argument("--data", type=Path, help="GSM8K as a jsonl file, for the row of real lengths")
@@ -356,6 +489,7 @@ def arguments() -> argparse.ArgumentParser:
 def visit_of(options: argparse.Namespace) -> Visit:
     """What the command line says."""
     row = ROWS[options.row]
+    row = replace(row, parts=tuple(options.parts)) if options.parts else row
     return Visit(
         name=options.row,
         row=tiny(row) if options.tiny else row,
@@ -385,9 +519,9 @@ def main() -> None:
         return
     if options.list or options.row is None:
         for name, row in ROWS.items():
-            print(f"{name:20} {row.method:6} {row.model:15} {', '.join([*row.peers, *row.variants])}")
+            print(f"{name:20} {row.method:6} {row.model:15} {', '.join(row.stacks)}")
         return
-    known = [*ROWS[options.row].peers, *ROWS[options.row].variants]
+    known = ROWS[options.row].stacks
     stacks = options.stacks or known
     if unknown := [stack for stack in stacks if stack not in known]:
         parser.error(f"--stacks {' '.join(unknown)}: this row has {', '.join(known)}")
@@ -398,7 +532,6 @@ def main() -> None:
     # A visit that is ended from outside takes its worker along, which would keep the GPU.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     command = shlex.join(["python", "bench/peers.py", *sys.argv[1:]])
-    provide_base(visit)
     before = visit.work / visit.name / "runs.json"
 
     def keep(runs: list[Run]) -> None:
@@ -406,12 +539,17 @@ def main() -> None:
         write_text(before, json.dumps(runs))
         figures = [{key: value for key, value in run.items() if key != "log"} for run in runs]
         write_text(visit.out / f"{visit.name}.json", json.dumps(figures, indent=1))
-        logs = [f"== {run['stack']}, {run['rows']} rows, round {run['round']}\n{run.get('log', '')}\n" for run in runs]
+        logs = [f"== {named(run)}, round {run['round']}\n{run.get('log', '')}\n" for run in runs]
         write_text(visit.out / f"{visit.name}.log", "\n".join(logs))
         write_text(visit.out / f"{visit.name}.md", section(visit, runs, command))
 
     done = json.loads(before.read_text()) if options.go_on and before.is_file() else []
-    runs = measure(visit, stacks, options.rounds, keep, done)
+    ahead = Ahead(visit.work)
+    try:
+        provide_base(visit, worker(visit, turns(visit.row, stacks, options.rounds, done)), ahead)
+        runs = measure(visit, stacks, options.rounds, keep, done, ahead)
+    finally:
+        ahead.close()
     if options.results:
         put(options.results, section(visit, runs, command))
     print("\n".join(table(runs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 IGNORED = -100
+MULTIPLE = 64
+"""Widths of rows of real lengths are padded to a multiple of it, so that their shapes are few."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Job:
     dtype: str = "bf16"
     """Storage of the weights: bf16 or fp32."""
     layout: str = "full"
-    """``full``: rows of one sample and one length; ``padded``: a sample a row; ``free``: samples behind each other."""
+    """``full``: rows of one sample and one length; ``padded``: a sample a row, without the attention mask that causal
+    attention has no need of when padding is on the right; ``rows``: samples behind each other in rows, told apart by
+    their positions; ``free``: the same in one row, with the samples' lengths."""
     micro_batch: int = 8
-    """Rows of one pass."""
-    parts: int = 4
-    """Passes of a padded step: its samples by length, in so many groups."""
+    """Rows of one pass of ``full``."""
+    parts: int = 1
+    """Passes of a step of the other layouts: its rows, or its samples by length, in so many groups."""
     steps: int = 15
     warmup: int = 5
     checkpointing: bool = False
@@ -64,8 +69,9 @@ class Job:
 
 Sample = tuple[torch.Tensor, torch.Tensor]
 """Ids and labels: the token itself where it bears loss, else -100; not shifted."""
-Steps = list[list[list[Sample]]]
-"""The samples of every row of every step."""
+Rows = list[list[Sample]]
+"""The samples of every row."""
+Steps = list[Rows]
 
 
 def save_steps(path: Path, steps: Sequence[Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]]]) -> None:
@@ -96,36 +102,42 @@ def read_steps(path: str | Path) -> Steps:
     return [[[next(samples) for _ in range(next(counts))] for _ in range(rows)] for rows in arrays["rows"].tolist()]
 
 
-def passes(step: list[list[Sample]], job: Job) -> list[list[Sample]]:
-    """The samples of every pass of a step."""
+def passes(step: Rows, job: Job) -> list[Rows]:
+    """The rows of every pass of a step."""
+    if job.layout == "full":
+        return [step[at : at + job.micro_batch] for at in range(0, len(step), job.micro_batch)]
+    rows = step
     if job.layout == "padded":
-        ordered = sorted((sample for row in step for sample in row), key=lambda sample: -len(sample[0]))
-        # Always as many passes as were asked for: TRL accumulates a fixed number of them.
-        ends = [len(ordered) * at // job.parts for at in range(job.parts + 1)]
-        return [ordered[begin:end] for begin, end in pairwise(ends) if begin < end]
-    groups = [step[at : at + job.micro_batch] for at in range(0, len(step), job.micro_batch)]
-    return [[sample for row in group for sample in row] for group in groups]
+        rows = [[sample] for sample in sorted((s for row in step for s in row), key=lambda sample: -len(sample[0]))]
+    # Always as many passes as were asked for: TRL accumulates a fixed number of them.
+    ends = [len(rows) * at // job.parts for at in range(job.parts + 1)]
+    return [rows[begin:end] for begin, end in pairwise(ends) if begin < end]
 
 
-def collate(samples: list[Sample], layout: str, pad_id: int) -> dict[str, torch.Tensor]:
-    """Tensors of one pass; padding is on the right and never bears loss."""
+def collate(rows: Rows, layout: str, pad_id: int) -> dict[str, torch.Tensor]:
+    """Tensors of one pass. Padding is on the right, bears no loss, and is a sample of its own where rows hold many."""
     if layout == "free":
-        lengths = [len(ids) for ids, _ in samples]
-        return {
-            "input_ids": torch.cat([ids for ids, _ in samples])[None],
-            "labels": torch.cat([labels for _, labels in samples])[None],
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-            "lengths": torch.tensor(lengths, dtype=torch.int32),
-        }
-    width = max(len(ids) for ids, _ in samples)
-    shape = len(samples), width
-    batch = {"input_ids": torch.full(shape, pad_id), "labels": torch.full(shape, IGNORED)}
-    mask = torch.zeros(shape, dtype=torch.long)
-    for at, (ids, labels) in enumerate(samples):
-        batch["input_ids"][at, : len(ids)] = ids
-        batch["labels"][at, : len(ids)] = labels
-        mask[at, : len(ids)] = 1
-    return batch if bool(mask.all()) else batch | {"attention_mask": mask}
+        rows = [[sample for row in rows for sample in row]]
+    longest = max(sum(len(ids) for ids, _ in row) for row in rows)
+    width = longest if layout == "full" else math.ceil(longest / MULTIPLE) * MULTIPLE
+    filled = [padded(row, width, pad_id) for row in rows]
+    batch = {
+        "input_ids": torch.stack([torch.cat([ids for ids, _ in row]) for row in filled]),
+        "labels": torch.stack([torch.cat([labels for _, labels in row]) for row in filled]),
+    }
+    if layout in ("rows", "free"):
+        lengths = [[len(ids) for ids, _ in row] for row in filled]
+        positions = [torch.cat([torch.arange(length) for length in row]) for row in lengths]
+        batch["position_ids"] = torch.stack(positions)
+    if layout == "free":
+        batch["lengths"] = torch.tensor(lengths[0], dtype=torch.int32)
+    return batch
+
+
+def padded(row: list[Sample], width: int, pad_id: int) -> list[Sample]:
+    """A row with what it lacks, as one more sample."""
+    lacking = width - sum(len(ids) for ids, _ in row)
+    return [*row, (torch.full((lacking,), pad_id), torch.full((lacking,), IGNORED))] if lacking else row
 
 
 class Passes(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -143,13 +155,19 @@ class Passes(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __getitem__(self, at: int) -> dict[str, torch.Tensor]:
         return collate(self.parts[at], self.job.layout, self.pad_id)
 
+    def shapes(self) -> list[dict[str, torch.Tensor]]:
+        """A pass of every shape that there is, the largest first."""
+        every = [self[at] for at in range(len(self))]
+        found = {tuple((name, *batch[name].shape) for name in sorted(batch)): batch for batch in every}
+        return sorted(found.values(), key=lambda batch: -batch["input_ids"].numel())
+
 
 def real_tokens(steps: Steps) -> int:
     """Tokens without padding."""
     return sum(len(ids) for step in steps for row in step for ids, _ in row)
 
 
-def loss_tokens(step: list[list[Sample]]) -> int:
+def loss_tokens(step: Rows) -> int:
     """Tokens of a step that bear loss."""
     return sum(int((labels != IGNORED).sum()) for row in step for _, labels in row)
 

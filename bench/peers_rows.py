@@ -32,13 +32,46 @@ class Row:
     """Enforced limit on the GPU's memory, the CUDA context included."""
     real: bool = False
     """Rows of the file of ``--data`` at their real lengths, packed by us, instead of full rows of random words."""
+    parts: tuple[int, ...] = (1,)
+    """Of real lengths: passes of a step whose samples a peer pads; of several, each keeps the fastest that fits."""
     peers: tuple[str, ...] = PEERS
     """Stacks; ``<stack>_free`` is its padding-free variant."""
     variants: dict[str, list[str]] = field(default_factory=lambda: {"sweeptune": []})
     """Our runs, each with what it sets beyond the row's own settings."""
     overrides: tuple[str, ...] = ()
     """Of all of our runs."""
+    ours_first: bool = False
     timeout_s: int = 150
+
+    @property
+    def stacks(self) -> list[str]:
+        """In the order in which they run."""
+        order = (self.variants, self.peers) if self.ours_first else (self.peers, self.variants)
+        return [stack for part in order for stack in part]
+
+    def layout(self, stack: str) -> str:
+        """`peers_job.Job.layout` of a stack: transformers (5.23, `masking_utils.find_packed_sequence_indices`) keeps
+        samples apart by their positions in every row of a batch, also with sdpa, so that it needs neither one long row,
+        whose mask grows with the square, nor one row at a time; TRL and Unsloth make one row of a pass."""
+        if not self.real:
+            return "full"
+        if not stack.endswith("_free"):
+            return "padded"
+        return "rows" if work_of(stack) in ("transformers", "liger") else "free"
+
+    def settings(self, stack: str) -> list[tuple[int, int]]:
+        """Rows and passes of a step that a stack tries: it keeps the fastest that fits."""
+        layout = self.layout(stack)
+        found: list[tuple[int, int]] = []
+        for rows in self.rows:
+            parts: tuple[int, ...] = (1,)
+            if layout == "padded" and work_of(stack) != "sweeptune":
+                parts = self.parts
+            elif layout == "free":
+                # TRL's mask over one row of all samples would take rows ** 2 as much; Unsloth has kernels for it.
+                parts = (rows,) if work_of(stack) == "trl" else (1, rows)
+            found += [(rows, each) for each in dict.fromkeys(parts)]
+        return found
 
 
 BOTH = {"sweeptune": [], "sweeptune_plain": PLAIN}
@@ -67,7 +100,10 @@ ROWS: dict[str, Row] = {
     "gsm8k_lora": Row(
         "lora",
         real=True,
-        peers=("transformers", "liger", "trl", "unsloth", "liger_free", "trl_free", "unsloth_free"),
+        # A visit that is cut off has ours and the fastest peers; with 1 pass half of what a step computes is padding.
+        peers=("liger", "unsloth", "liger_free", "unsloth_free", "transformers", "trl", "trl_free"),
+        ours_first=True,
+        parts=(4, 2),
     ),
 }
 

@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 from common import gib, head, line
-from peers_rows import LR, WARMUP, Visit, work_of
+from peers_job import MULTIPLE
+from peers_rows import LR, WARMUP, Row, Visit, work_of
 
 Run = dict[str, Any]
-"""Stack, round and number of rows, with what its worker left."""
+"""Stack, round, number of rows and of passes, with what its worker left."""
 
 COLUMNS = (
     "stack",
@@ -28,17 +29,20 @@ COLUMNS = (
 
 
 def table(runs: list[Run]) -> list[str]:
-    """The runs as a markdown table: a line for every stack and number of rows, failures too."""
-    cases = list(dict.fromkeys((run["stack"], run["rows"]) for run in runs))
+    """The runs as a markdown table: a line for every stack, number of rows and of passes, failures too."""
+    cases = list(dict.fromkeys(case_of(run) for run in runs))
+    passes = any(parts > 1 for _, _, parts in cases)
     speeds = {case: speed(runs, case) for case in cases}
-    peers = [found for (stack, _), found in speeds.items() if found and work_of(stack) != "sweeptune"]
+    peers = [found for (stack, _, _), found in speeds.items() if found and work_of(stack) != "sweeptune"]
     best = max(peers, default=None)
     lines = head(COLUMNS)
     for case in cases:
-        mine = [run for run in runs if (run["stack"], run["rows"]) == case]
+        mine = [run for run in runs if case_of(run) == case]
+        stack, rows, parts = case
+        named = (stack, f"{rows} in {parts} {'pass' if parts == 1 else 'passes'}" if passes else rows)
         good = [run for run in mine if run["status"] == "completed"]
         if not good:
-            lines.append(line((*case, f"**{mine[0]['status']}**: {brief(mine[0].get('reason'))}", *["-"] * 8)))
+            lines.append(line((*named, f"**{mine[0]['status']}**: {brief(mine[0].get('reason'))}", *["-"] * 8)))
             continue
         last, found = good[-1], speeds[case]
         ratio = f"{found / best:.2f}" if found and best else "-"
@@ -49,7 +53,7 @@ def table(runs: list[Run]) -> list[str]:
         lines.append(
             line(
                 (
-                    *case,
+                    *named,
                     brief(last.get("notes")),
                     f"{last['trainable'] / 1e6:,.2f} M, {last['adapter_dtype']}",
                     shown,
@@ -65,9 +69,14 @@ def table(runs: list[Run]) -> list[str]:
     return lines
 
 
-def speed(runs: list[Run], case: tuple[str, int]) -> float | None:
+def case_of(run: Run) -> tuple[str, int, int]:
+    """What a line of the table is about."""
+    return run["stack"], run["rows"], run["parts"]
+
+
+def speed(runs: list[Run], case: tuple[str, int, int]) -> float | None:
     """Mean over the rounds."""
-    found = [run["tokens_per_s"] for run in runs if (run["stack"], run["rows"]) == case and run.get("tokens_per_s")]
+    found = [run["tokens_per_s"] for run in runs if case_of(run) == case and run.get("tokens_per_s")]
     return statistics.fmean(found) if found else None
 
 
@@ -115,12 +124,28 @@ def section(visit: Visit, runs: list[Run], command: str) -> str:
             "",
             f"{time.strftime('%Y-%m-%d')}, {card}; {versions}.",
             "",
-            "; ".join(conditions) + ". Ratios compare means of the rounds of this visit; peaks are the larger of the "
+            "; ".join(conditions) + ". Every run is a process of its own, one at a time; the next one's imports go on "
+            "beside it, on other cores. Ratios compare means of the rounds of this visit; peaks are the larger of the "
             "rounds, over the timed steps.",
             "",
+            *([real_lengths(row), ""] if row.real else []),
             *table(runs),
             "",
         ]
+    )
+
+
+def real_lengths(row: Row) -> str:
+    """How the stacks are given samples of many lengths."""
+    parts = " or ".join(str(each) for each in sorted(row.parts))
+    return (
+        "Ours packs samples into rows and runs as train.py does for everybody. Peers pad: a step's samples, sorted by "
+        f"length into {parts} passes (whichever a stack was fastest with in the first round), which pads less than "
+        f"random batches do; widths are multiples of {MULTIPLE}; padding is on the right, so that causal attention "
+        "needs no mask and none is given (TRL's collator gives one). Stacks named `_free` get our packed rows and keep "
+        "samples apart by positions, with sdpa: Liger all rows in one pass, TRL a row a pass, Unsloth the rows one by "
+        "one or behind each other in one pass. With peers every shape of pass runs once, forward and backward, before "
+        "the first step: plans, compilation and tuning for a shape are in no timed step."
     )
 
 

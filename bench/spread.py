@@ -25,6 +25,8 @@ class Task:
     name: str
     command: Sequence[str]
     log: Path
+    waits: bool = False
+    """Whether it reads a line from stdin before it does anything beyond imports: it is started ahead."""
 
 
 @dataclass
@@ -33,8 +35,18 @@ class Running:
 
     task: Task
     process: subprocess.Popen[bytes]
-    slot: dict[str, str]
     began: float
+
+
+@dataclass
+class Place:
+    """Where one run at a time can be."""
+
+    slot: dict[str, str]
+    """Its environment."""
+    running: Running | None = None
+    ahead: Running | None = None
+    """What has been started and waits for the place."""
 
 
 def slots(gpus: int, at_once: int = 1) -> list[dict[str, str]]:
@@ -67,7 +79,7 @@ def environment() -> dict[str, str]:
 def spread(
     tasks: Sequence[Task], places: Sequence[dict[str, str]], ended: Ended, *, timeout_s: float, ends: float
 ) -> list[Task]:
-    """Run all tasks, each in a place of its own; whatever ends this function ends what runs.
+    """Run all tasks, each in a place of its own; whatever ends this function ends what runs or waits.
 
     Args:
         tasks: In the order in which they start.
@@ -80,29 +92,53 @@ def spread(
     Returns:
         Those that were not started.
     """
-    waiting, free = list(tasks), list(places)
-    running: list[Running] = []
-    longest = 0.0
+    waiting, longest = list(tasks), 0.0
+    every = [Place(slot) for slot in places]
     try:
-        while running or waiting:
-            while waiting and free and time.monotonic() + longest <= ends:
-                running.append(start(waiting.pop(0), free.pop(0)))
-            if not running:
+        while True:
+            for place in every:
+                if place.running is None and time.monotonic() + longest <= ends:
+                    place.running = following(place, every, waiting)
+            for place in every:
+                if place.running and not place.ahead and waiting and waiting[0].waits:
+                    place.ahead = start(waiting.pop(0), place.slot)
+            if not any(place.running for place in every):
                 break
             time.sleep(PAUSE_S)
-            for run in [*running]:
+            for place in every:
+                if (run := place.running) is None:
+                    continue
                 code, seconds = run.process.poll(), time.monotonic() - run.began
                 if code is None and seconds < timeout_s:
                     continue
                 end(run.process)
-                running.remove(run)
-                free.append(run.slot)
+                place.running = None
                 longest = max(longest, seconds)
                 ended(run.task, code, seconds)
     finally:
-        for run in running:
-            end(run.process)
-    return waiting
+        for place in every:
+            for run in filter(None, (place.running, place.ahead)):
+                end(run.process)
+    unstarted = [place.ahead.task for place in every if place.ahead]
+    return sorted([*unstarted, *waiting], key=list(tasks).index)
+
+
+def following(place: Place, every: Sequence[Place], waiting: list[Task]) -> Running | None:
+    """The next run of a free place, begun; None where no task is left."""
+    run, place.ahead = place.ahead, None
+    if run is None and not waiting:
+        # What waits for another place could be here at once; its environment is that of the other place.
+        for other in every:
+            if other.ahead is not None and other.running is not None:
+                end(other.ahead.process)
+                waiting.append(other.ahead.task)
+                other.ahead = None
+                break
+    if run is None and waiting:
+        run = start(waiting.pop(0), place.slot)
+    if run is not None:
+        release(run)
+    return run
 
 
 def start(task: Task, slot: dict[str, str]) -> Running:
@@ -110,9 +146,23 @@ def start(task: Task, slot: dict[str, str]) -> Running:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("w") as log:
         process = subprocess.Popen(
-            task.command, stdout=log, stderr=log, cwd=ROOT, env=environment() | slot, start_new_session=True
+            task.command,
+            stdin=subprocess.PIPE if task.waits else None,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment() | slot,
+            start_new_session=True,
         )
-    return Running(task, process, slot, time.monotonic())
+    return Running(task, process, time.monotonic())
+
+
+def release(run: Running) -> None:
+    """Let a task that waits go on; its time counts from here."""
+    run.began = time.monotonic()
+    if run.process.stdin is not None:
+        with suppress(BrokenPipeError), run.process.stdin as line:  # what has died is found out by its exit status
+            line.write(b"\n")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -120,3 +170,5 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

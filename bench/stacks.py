@@ -2,17 +2,21 @@
 
     python bench/stacks.py transformers job.json out.json     also: liger, trl, unsloth, unsloth_bf16, sweeptune
     python bench/stacks.py base job.json out.json             writes the base model's folder that all of them load
+    python bench/stacks.py transformers -        imports first, then reads ["job.json", "out.json"] from stdin
 
-``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. Every stack makes the same steps out
-of the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers) and loss and
-gradient norm of every step. The time is that of the steps behind the warm-up, synchronised at its ends only; peaks are
-those of the timed steps. The loop that plain transformers, Liger and Unsloth share reads losses and norms at the very
-end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for everybody.
+``job.json`` is a `Job`; ``out.json`` holds what was measured, or why nothing was. With ``-`` a worker can be started
+while another one has the GPU, which it leaves alone until its line comes; without a line it ends. Every stack makes the
+same steps out of the same ids, with fused AdamW, a linear schedule, clipping at 1.0, a DataLoader (pinned, two workers)
+and loss and gradient norm of every step. The time is that of the steps behind the warm-up, synchronised at its ends
+only; peaks are those of the timed steps. The loop that plain transformers, Liger and Unsloth share reads losses and
+norms at the very end, so that nothing waits for the host; TRL's trainer reads them every step, as it does for
+everybody.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import resource
@@ -21,20 +25,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers_job import Job, Passes, digest, loss_tokens, passes, read_steps, real_tokens
+from peers_job import MULTIPLE, Job, Passes, digest, loss_tokens, passes, read_steps, real_tokens
 
 # transformers, peft and trl are imported by the stacks themselves: Unsloth has to come before them.
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UNSLOTH = {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "liger-kernel", "trl", "unsloth", "accelerate")
 
 
@@ -116,7 +121,8 @@ def train(
     *,
     tell_lengths: bool = False,
 ) -> dict[str, Any]:
-    """Make every step; return what was measured.
+    """Make every step; return what was measured. Where passes have many shapes, each is run once before the first step,
+    forward and backward: what is planned, compiled or tuned for a shape is no part of the measured steps.
 
     Args:
         model: In training mode, on its device; its forward takes ids, labels and ``num_items_in_batch``.
@@ -132,6 +138,21 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=job.lr, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(steps))
     learned = [loss_tokens(step) for step in steps]
+
+    def loss_of(batch: dict[str, torch.Tensor], count: torch.Tensor) -> torch.Tensor:
+        batch = {name: value.to(job.device, non_blocking=True) for name, value in batch.items()}
+        lengths = batch.pop("lengths", None)
+        extra = {"packed_seq_lengths": lengths} if tell_lengths and lengths is not None else {}
+        with autocast():
+            return model(**batch, **extra, use_cache=False, num_items_in_batch=count).loss
+
+    shapes = data.shapes() if job.layout != "full" else []
+    for batch in shapes:
+        # Nothing is drawn at random and no step is made: losses are the same without it.
+        loss_of(batch, torch.tensor(learned[0], device=job.device)).backward()
+        optimizer.zero_grad(set_to_none=True)
+    if shapes:
+        settle(job)
     window, losses, norms = Window(job), [], []
     for number, step in enumerate(steps):
         if number == job.warmup:
@@ -139,11 +160,7 @@ def train(
         count = torch.tensor(learned[number], device=job.device)
         total = torch.zeros((), device=job.device)
         for _ in range(data.counts[number]):
-            batch = {name: value.to(job.device, non_blocking=True) for name, value in next(loader).items()}
-            lengths = batch.pop("lengths", None)
-            extra = {"packed_seq_lengths": lengths} if tell_lengths and lengths is not None else {}
-            with autocast():
-                loss = model(**batch, **extra, use_cache=False, num_items_in_batch=count).loss
+            loss = loss_of(next(loader), count)
             loss.backward()
             total += loss.detach()
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
@@ -154,7 +171,7 @@ def train(
         del loss, step
     window.close(real_tokens(steps[job.warmup :]))
     values = {"losses": [float(loss) for loss in losses], "norms": [float(norm) for norm in norms]}
-    return window.found | values | trainable(model) | {"ids": digest(steps)}
+    return window.found | values | trainable(model) | {"ids": digest(steps), "shapes": len(shapes)}
 
 
 def ready(job: Job) -> None:
@@ -206,11 +223,6 @@ def adapters(job: Job) -> Any:
     return LoraConfig(task_type="CAUSAL_LM", r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules=TARGETS)
 
 
-def free_rows(job: Job) -> Job:
-    """Padding-free without Flash Attention: transformers keeps samples apart in one row at a time only."""
-    return job if job.layout != "free" else Job(**{**vars(job), "micro_batch": 1})
-
-
 def run_transformers(job: Job) -> dict[str, Any]:
     """transformers and PEFT as their documentation has it: fp32 adapters under bf16 autocast, and for QLoRA
     ``prepare_model_for_kbit_training``."""
@@ -232,7 +244,7 @@ def run_transformers(job: Job) -> dict[str, Any]:
     pure = job.method == "full" and job.dtype == "bf16"
     notes = "sdpa" + (", autocast" if not pure else "") + (", kbit preparation" if job.method == "qlora" else "")
     notes += ", checkpointing" if job.checkpointing else ""
-    return train(model.train(), free_rows(job), nullcontext if pure else mixed(job)) | {"notes": notes}
+    return train(model.train(), job, nullcontext if pure else mixed(job)) | {"notes": notes}
 
 
 def run_liger(job: Job) -> dict[str, Any]:
@@ -254,7 +266,7 @@ def run_liger(job: Job) -> dict[str, Any]:
     settle(job)
     notes = "sdpa, fused loss, no upcast" + (", checkpointing" if job.checkpointing else "")
     autocast = mixed(job) if job.dtype == "fp32" else nullcontext
-    return train(model.train(), free_rows(job), autocast) | {"notes": notes}
+    return train(model.train(), job, autocast) | {"notes": notes}
 
 
 def run_unsloth(job: Job, *, bf16: bool = False) -> dict[str, Any]:
@@ -264,8 +276,9 @@ def run_unsloth(job: Job, *, bf16: bool = False) -> dict[str, Any]:
         job: The conditions.
         bf16: Adapters in bf16 and no autocast, instead of its default: fp32 adapters under autocast.
     """
-    os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(Path(job.work) / "unsloth_compiled")
+    os.environ |= UNSLOTH
+    # Read when it is imported. Beside the base model, so that later runs find what the first has compiled.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(job.folder).parent / "unsloth_compiled"))
     from unsloth import FastLanguageModel
 
     ready(job)
@@ -319,7 +332,6 @@ def run_trl(job: Job) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     ready(job)
-    job = free_rows(job)
     steps = read_steps(job.ids)[: job.steps]
     split = [passes(step, job) for step in steps]
     accumulated = {len(parts) for parts in split}
@@ -327,12 +339,33 @@ def run_trl(job: Job) -> dict[str, Any]:
         raise ValueError(f"TRL accumulates a fixed number of passes, and the steps here have {sorted(accumulated)}")
     order, rows = [], []
     for part in (part for parts in split for part in parts):
-        order.append(list(range(len(rows), len(rows) + len(part))))
-        rows += [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in part]
+        samples = [sample for row in part for sample in row]
+        order.append(list(range(len(rows), len(rows) + len(samples))))
+        rows += [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in samples]
     window, found = Window(job), {"losses": [], "norms": []}
+    notes = ["SFTTrainer, fused head, Liger layers"] + (["checkpointing"] if job.checkpointing else [])
     tokens = real_tokens(steps[job.warmup :])
 
+    def run_shapes() -> None:
+        """What `train` does before its first step, through the trainer's own step and batches."""
+        made = [trainer.data_collator([trainer.train_dataset[at] for at in part]) for part in order]
+        every = {(batch["input_ids"].shape, batch["labels"].shape): batch for batch in made}
+        count = torch.tensor(loss_tokens(steps[0]), device=job.device)
+        for batch in sorted(every.values(), key=lambda batch: -batch["input_ids"].numel()):
+            trainer.training_step(trainer.model_wrapped, batch, count)
+            trainer.model_wrapped.zero_grad(set_to_none=True)
+        found["shapes"] = len(every)
+        settle(job)
+
     class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if job.layout == "full":
+                return
+            try:
+                run_shapes()
+            except (AttributeError, TypeError) as error:  # another version of the trainer: its row is worth more
+                notes.append(f"shapes were not run before: {error}")
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == job.warmup:
                 window.open()
@@ -382,6 +415,7 @@ def run_trl(job: Job) -> dict[str, Any]:
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_liger_kernel=job.cuda,
         padding_free=job.layout == "free",
+        pad_to_multiple_of=None if job.layout == "full" else MULTIPLE,
         max_length=None,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -401,8 +435,7 @@ def run_trl(job: Job) -> dict[str, Any]:
     )
     settle(job)
     trainer.train()
-    notes = "SFTTrainer, fused head, Liger layers" + (", checkpointing" if job.checkpointing else "")
-    return window.found | found | trainable(trainer.model) | {"notes": notes, "ids": digest(steps)}
+    return window.found | found | trainable(trainer.model) | {"notes": ", ".join(notes), "ids": digest(steps)}
 
 
 def run_sweeptune(job: Job) -> dict[str, Any]:
@@ -530,11 +563,87 @@ def kept(path: Path) -> Iterator[dict[str, Any]]:
     part.replace(path)
 
 
+# ---- what can be done before there is a job
+
+HUGGING_FACE = ("transformers", "transformers.models.llama.modeling_llama", "peft", "bitsandbytes")
+OURS = (
+    "transformers",
+    "sweeptune.launch.entry",
+    "sweeptune.report",
+    "sweeptune.training",
+    "sweeptune.models.tiny",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "bitsandbytes",
+    "torch.nn.attention.varlen",
+    "torch.nn.attention.flex_attention",
+)
+TRITON = tuple(f"sweeptune.kernels.{name}" for name in ("triton_ops", "adamw_triton", "host_rows_triton"))
+IMPORTS: dict[str, tuple[str, ...]] = {
+    "transformers": HUGGING_FACE,
+    "liger": (*HUGGING_FACE, "liger_kernel.transformers", "liger_kernel.transformers.model.llama"),
+    "trl": (*HUGGING_FACE, "datasets", "trl", "trl.trainer.sft_trainer", "liger_kernel.transformers"),
+    "unsloth": ("unsloth",),  # first of all, and it imports the rest itself
+    "unsloth_bf16": ("unsloth",),
+    "sweeptune": OURS,
+    "base": ("transformers", "transformers.models.llama.modeling_llama", "sweeptune.models.tiny"),
+}
+
+
+def prepare(stack: str) -> None:
+    """Import what a stack is going to import, without any use of the GPU (but Unsloth's, which may open a context).
+
+    What is missing is left to the run, which comes upon it again and says so.
+    """
+    if stack == "sweeptune":
+        from sweeptune.config.allocator import expand_segments
+
+        expand_segments()  # what train.py does first: bitsandbytes asks CUDA for its devices when it is imported
+    if stack.startswith("unsloth"):
+        os.environ |= UNSLOTH
+    triton = TRITON if stack == "sweeptune" and importlib.util.find_spec("triton") else ()
+    for name in (*IMPORTS[stack], *triton):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            print(f"{name} was not imported ahead: {type(error).__name__}: {error}", flush=True)
+    if stack == "sweeptune":
+        from hydra.core.plugins import Plugins
+
+        Plugins.instance()  # looks through all that is installed
+    if opened := contexts():
+        print(f"importing {stack} has opened a context on GPU {opened}", flush=True)
+
+
+def contexts() -> list[int]:
+    """The GPUs on which this process is to be seen: asking for their names alone opens no context."""
+    if not torch.cuda.is_initialized():
+        return []
+    return [gpu for gpu in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(gpu)]
+
+
+def awaited() -> list[str] | None:
+    """The line that says what to run; None where whoever started this process has gone or needs it no more."""
+    with suppress(KeyboardInterrupt):
+        line = sys.stdin.readline()
+        return json.loads(line) if line.strip() else None
+    return None
+
+
 def main() -> None:
     """Run the stack that the command line names."""
-    stack, source, target = sys.argv[1:]
+    stack, *paths = sys.argv[1:]
+    if ahead := paths == ["-"]:
+        prepare(stack)
+        found = awaited()
+        if found is None:
+            return
+        paths = found
+    source, target = paths
     job = Job(**json.loads(Path(source).read_text()))
     Path(job.work).mkdir(parents=True, exist_ok=True)
+    if ahead:
+        os.chdir(job.work)  # it was not there yet
     with kept(Path(target)) as found:
         found |= STACKS[stack](job)
 

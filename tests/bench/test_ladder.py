@@ -198,6 +198,43 @@ def test_runs_are_spread_over_gpus_and_ended_when_they_take_too_long(tmp_path, m
     assert [task.log.read_text().split()[0] for task in tasks] == ["0", "1", "0"]
 
 
+def waiter(tmp_path: Path, name: str, seconds: float) -> spread.Task:
+    """A task that tells when it was ready and when it began, then sleeps."""
+    words = "print(time.monotonic(), os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)"
+    code = f"import os, sys, time; {words}; sys.stdin.readline() or sys.exit(3); {words}; time.sleep({seconds})"
+    return spread.Task(name, [sys.executable, "-c", code], tmp_path / f"{name}.log", waits=True)
+
+
+def test_what_waits_is_ready_before_its_place_is_free(tmp_path: Path) -> None:
+    tasks = [waiter(tmp_path, name, 1.0) for name in "abc"]
+    took: dict[str, tuple[int | None, float]] = {}
+
+    def ended(task: spread.Task, code: int | None, seconds: float) -> None:
+        took[task.name] = code, seconds
+
+    assert spread.spread(tasks, [{}], ended, timeout_s=9, ends=float("inf")) == []
+    times = [[float(word) for word in task.log.read_text().split()[::2]] for task in tasks]
+    ends = [began + 1.0 for _, began in times]
+    assert times[1][0] < ends[0] < times[1][1] and times[2][0] < ends[1] < times[2][1]
+    assert {code for code, _ in took.values()} == {0} and took["b"][1] < 2.0, "time counts from its line"
+
+
+def test_what_waits_for_one_gpu_goes_to_another_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tasks = [waiter(tmp_path, "a", 4.0), waiter(tmp_path, "b", 0.1), waiter(tmp_path, "c", 0.1)]
+    order: list[tuple[str, int | None]] = []
+    spread.spread(
+        tasks, spread.slots(2), lambda task, code, _: order.append((task.name, code)), timeout_s=9, ends=float("inf")
+    )
+    assert order == [("b", 0), ("c", 0), ("a", 0)] and tasks[2].log.read_text().split()[1::2] == ["1", "1"]
+
+
+def test_what_waits_when_time_is_over_is_ended_and_named(tmp_path: Path) -> None:
+    tasks = [waiter(tmp_path, "a", 1.5), waiter(tmp_path, "b", 0), sleeper(tmp_path, "c", 0)]
+    left = spread.spread(tasks, [{}], lambda *_: None, timeout_s=9, ends=time.monotonic() + 1)
+    assert left == tasks[1:] and len(tasks[1].log.read_text().split()) == 2 and not tasks[2].log.exists()
+
+
 def test_no_run_starts_when_time_is_over(tmp_path: Path) -> None:
     tasks = [sleeper(tmp_path, "a", 0), sleeper(tmp_path, "b", 0)]
     left = spread.spread(tasks, [{}], lambda *_: None, timeout_s=9, ends=time.monotonic() - 1)
