@@ -1,8 +1,11 @@
 """What saves memory, checked on a real GPU: about three minutes on an H100.
 
-    python bench/memory_gpu.py --work /tmp/memory
+    python bench/memory_gpu.py --work /tmp/memory --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python bench/memory_gpu.py --work /tmp/memory                after: sweeptune fetch smollm2_135m_q4
 
 - Expandable segments: the same rows in four orders (seeds), reserved against allocated, with and without, predicted.
+  The gradient proof behind their training fails on random weights, whose loss is flat by then: they have the embedded
+  model's, and are skipped without.
 - ``optim.in_backward``: the peak, predicted too, and how far the weights are from those of the ordinary step;
   attention's backward adds in any order on a GPU, so a second ordinary run says what equal means.
 - ``optim.rounding=stochastic``: the Triton kernel against the plain step, and its speed beside torch's fused AdamW.
@@ -26,11 +29,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu import MODEL, provide_model
+
 from sweeptune.config.allocator import expand_segments
+from sweeptune.models.fetch import cached_model
 
 ROWS = 1500
 FIXED = "expandable_segments:False"
 TRAIN = ["data.max_length=1024", "eval.max_samples=16", "train.epochs=null"]
+REAL = [f"model={MODEL}", *TRAIN]
 SMALL = ["model=smollm2_135m", "model.weights=random", *TRAIN]
 LARGE = [
     "model=internlm2_1_8b",
@@ -50,7 +57,7 @@ def runs() -> Runs:
     """Name -> overrides and environment."""
     found: Runs = {}
     for seed in range(4):
-        order = [*SMALL, "method=lora", "hardware.micro_batch=16", "train.max_steps=24", f"seed={seed}"]
+        order = [*REAL, "method=lora", "hardware.micro_batch=16", "train.max_steps=24", f"seed={seed}"]
         order.append("train.tokens_per_step=16384")
         found[f"order {seed}, expandable"] = order, {}
         found[f"order {seed}, fixed"] = order, {"PYTORCH_ALLOC_CONF": FIXED}
@@ -193,11 +200,21 @@ def start(name: str, work: Path, data: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
 
 
+def planned() -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The runs that can be made here, and why the others cannot."""
+    there = cached_model(MODEL) is not None
+    reason = f"needs the weights of {MODEL}: give --gguf"
+    skipped = [] if there else [name for name, (overrides, _) in runs().items() if f"model={MODEL}" in overrides]
+    found = {name: {"status": "skipped", "reason": reason} for name in skipped}
+    return [name for name in runs() if name not in found], found
+
+
 def measure(work: Path, at_once: int) -> dict[str, dict[str, Any]]:
     """All runs, some of them at a time."""
     data = work / "rows.jsonl"
     write_rows(data)
-    waiting, going, found = list(runs()), {}, {}
+    waiting, found = planned()
+    going: dict[str, subprocess.Popen[str]] = {}
     while waiting or going:
         while waiting and len(going) < at_once:
             name = waiting.pop(0)
@@ -215,6 +232,7 @@ def main() -> None:
     """Measure everything and print one table last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
     parser.add_argument("--at-once", type=int, default=8, help="runs that share the GPU")
     parser.add_argument("--run", help="make this run and print JSON (what the processes do)")
     options, overrides = parser.parse_known_args()
@@ -223,6 +241,8 @@ def main() -> None:
         return
     expand_segments()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.gguf:
+        provide_model(options.gguf)
     import torch
 
     details = [*rounding(), *lookups()] if torch.cuda.is_available() else []

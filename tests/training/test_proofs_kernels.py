@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sweeptune.data import collate_packs
 from sweeptune.kernels import fuse as fusing
 from sweeptune.kernels import head, ops
+from sweeptune.kernels.attention import prepare
 from sweeptune.kernels.fuse import fuse, fused
-from sweeptune.kernels.linear import Group
+from sweeptune.kernels.linear import Group, Operand
 from sweeptune.tracking.record import read_record
 from sweeptune.training import run
 from sweeptune.training.loop import prove_kernels_in
 from sweeptune.training.proofs import ProofFailed
+from sweeptune.training.proofs_adapters import adapter_slopes
+from sweeptune.training.proofs_kernels import _inputs
 from sweeptune.training.session import Session, open_session
 
 PLAIN = {name: getattr(ops, name) for name in ("rope_", "rms_norm", "rms_norm_backward", "swiglu", "cross_entropy_")}
@@ -31,8 +35,17 @@ def session_of(settings, folder, *overrides: str) -> Session:
     return session
 
 
+def slopes_of(session: Session) -> dict[str, float]:
+    """What the proof finds of each adapter of the second block."""
+    fast = fused(session.model)
+    assert fast is not None
+    batch = collate_packs([(row,) for row in session.proof_rows(2)], session.pad_id, session.device)
+    hidden, options, _ = _inputs(fast, 1, prepare(batch, session.model.config).inputs, session.autocast)
+    return adapter_slopes(fast, 1, hidden.shape, options, session.autocast)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["full", "lora", "qlora", "rslora", "pissa"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "rslora", "pissa", "lora_fp8"])
 def test_right_kernels_pass_and_nothing_is_left_changed(settings, tmp_path, method, precision):
     session = session_of(settings, tmp_path, f"method={method}", f"hardware.precision={precision}")
     fast = fused(session.model)
@@ -45,6 +58,11 @@ def test_right_kernels_pass_and_nothing_is_left_changed(settings, tmp_path, meth
     assert found is not None and found["tokens"] <= 256 and found["block"] == 1
     assert found["relative_error"] < (1e-4 if precision == "fp32" else 0.04), found
     assert found["loss_difference"] < 1e-3
+    if method == "full":
+        assert found["adapters"] is None and found["adapters_of"] is None
+    else:
+        assert abs(found["adapters"] - 1) < (1e-3 if precision == "fp32" else 0.025), found
+        assert "lora_B" in found["adapters_of"]
     assert not session.model.training and torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
     assert all(p.grad is None for p in session.model.parameters())
@@ -102,6 +120,97 @@ def test_a_scale_that_adapters_miss_is_stopped(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(Group, "casts", lambda group: ((to, of, 1.0) for to, of, _ in real(group)))
     with pytest.raises(ProofFailed, match="lora"):
         prove_kernels_in(session_of(settings, tmp_path))
+
+
+def added_to_a_sum_that_is_rounded(group, x, into=None, *, add=True):
+    """What it was: with the residual, the sum is rounded before the adapter comes to it."""
+    lows = None if group.a is None else torch.mm(x, group.a.t())
+    outputs, operand = [], Operand(x)
+    for p, slot, b in zip(group.projections, group.slots, group.b, strict=True):
+        y = p.times(operand) if into is None else p.times(operand).add_(into)
+        if add and b is not None and lows is not None:
+            y.addmm_(lows[:, slot], b.t())
+        outputs.append(y)
+    return outputs, lows
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "lora_fp8"])
+def test_an_adapter_that_is_rounded_away_is_stopped(settings, tmp_path, monkeypatch, method):
+    session = session_of(settings, tmp_path, f"method={method}", "hardware.precision=bf16")
+    monkeypatch.setattr(Group, "forward", added_to_a_sum_that_is_rounded)
+    with pytest.raises(ProofFailed, match=r"has [2-7]\d\.\d% of what mlp\.down_proj\.lora_B"):
+        prove_kernels_in(session)
+
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "rank"),
+    [*((name, 8) for name in LINEARS), ("gate_proj", 80), ("up_proj", 80)],  # 80: by products of their own
+)
+def test_an_adapter_that_the_output_lacks_is_stopped(settings, tmp_path, monkeypatch, lost, rank):
+    session = session_of(settings, tmp_path, "hardware.precision=bf16", f"method.rank={rank}")
+    fast = fused(session.model)
+    assert fast is not None
+    *_, of = (p for name, p in session.model.named_parameters() if f"{lost}.lora_B" in name)  # of the last block
+    group = next(g for g in fast.blocks[-1].groups if any(p.b is of for p in g.projections))
+    index = [p.b is of for p in group.projections].index(True)
+    real = Group.forward, Group.low
+
+    def forward(self, *args, **options):
+        if self is not group:
+            return real[0](self, *args, **options)
+        kept = list(self.b)
+        self.b[index] = None
+        try:
+            return real[0](self, *args, **options)
+        finally:
+            self.b = kept
+
+    monkeypatch.setattr(Group, "forward", forward)
+    monkeypatch.setattr(
+        Group, "low", lambda self, i, lows: None if (self, i) == (group, index) else real[1](self, i, lows)
+    )
+    slopes = slopes_of(session)
+    assert abs(slopes.pop(next(name for name in slopes if lost in name))) < 0.1
+    assert all(abs(slope - 1) < 0.04 for slope in slopes.values()), slopes
+    with pytest.raises(ProofFailed):
+        prove_kernels_in(session)
+
+
+@pytest.mark.parametrize(("method", "factor"), [("lora", 1.1), ("qlora", 0.9), ("rslora", 1.1), ("lora_fp8", 1.1)])
+def test_a_scale_that_is_ten_percent_off_is_stopped(settings, tmp_path, monkeypatch, method, factor):
+    session = session_of(settings, tmp_path, f"method={method}", "hardware.precision=bf16")
+    real = Group.casts
+
+    def casts(group):  # A's copy, every other one, is what the scale is in
+        return [(to, of, scale * (1 if i % 2 else factor)) for i, (to, of, scale) in enumerate(real(group))]
+
+    monkeypatch.setattr(Group, "casts", casts)
+    slopes = slopes_of(session)
+    assert all(slope == pytest.approx(factor, abs=0.035) for slope in slopes.values()), slopes
+
+
+def test_what_adapters_have_learned_is_left_as_it_was(settings, tmp_path):
+    session = session_of(settings, tmp_path, "hardware.precision=bf16")
+    for name, parameter in session.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    prove_kernels_in(session)
+    assert all(torch.equal(value, before[name]) for name, value in session.model.state_dict().items())
+    assert session.kernel_proof is not None and abs(session.kernel_proof["adapters"] - 1) < 0.025
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adapters_that_are_right_are_never_far_from_one(settings, tmp_path, seed):
+    session = session_of(
+        settings, tmp_path, "hardware.precision=bf16", f"seed={seed}", "method.target_modules=[v_proj,down_proj]"
+    )
+    torch.manual_seed(seed)
+    slopes = slopes_of(session)
+    assert len(slopes) == 2 and all(abs(slope - 1) < 0.02 for slope in slopes.values()), slopes
 
 
 @pytest.mark.parametrize("fault", ["last one is left out", "places of another one", "targets of another one"])

@@ -1,5 +1,6 @@
 """The proof that the fused kernels compute what the plain code does, run on the real model before every training that
-uses them (DESIGN section 4, *A proven run*): one decoder block, forward and backward, and the loss.
+uses them (DESIGN section 4, *A proven run*): one decoder block, forward and backward, what its adapters add, and the
+loss.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sweeptune.kernels.head import summed_loss
 from sweeptune.kernels.linear import refresh
 from sweeptune.training.loss import loss_tokens
 from sweeptune.training.proofs import DRAWN_STD, ProofFailed, deterministic_training
+from sweeptune.training.proofs_adapters import adapter_slopes
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -39,8 +41,10 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         seed: Of what is drawn: a gradient of the block's output, and LoRA's B where it is zero, as it is at the start.
 
     Returns:
-        ``{"block", "tokens", "relative_error", "of", "tolerance", "loss_difference", "loss_tolerance", "seconds"}``:
-        the largest relative error of an output or a gradient and whose it is; the losses' difference, relative.
+        ``{"block", "tokens", "relative_error", "of", "tolerance", "adapters", "adapters_of", "loss_difference",
+        "loss_tolerance", "seconds"}``: the largest relative error of an output or a gradient and whose it is; how much
+        of an adapter's contribution reaches the output, where that is farthest from 1, and whose it is (null without
+        adapters), to the same tolerance; the losses' difference, relative.
 
     Raises:
         ProofFailed: They differ by more than the tolerance, or are not finite.
@@ -53,14 +57,21 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     with deterministic_training(model, seed):
         hidden, options, last = _inputs(fast, number, ready.inputs, autocast)
         errors = _block_errors(fast, number, hidden, options, autocast)
+        slopes = adapter_slopes(fast, number, hidden.shape, options, autocast)
         places, targets = loss_tokens(ready, batch.input_ids.device)
         difference, of_loss = _loss_errors(fast, last, places, targets, autocast)
     errors |= of_loss
-    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    worst = _farthest(errors, 0.0)
+    lost = _farthest(slopes, 1.0) if slopes else None
     if not errors[worst] <= TOLERANCE:  # written so that NaN fails too
         raise ProofFailed(
             f"hardware.kernels=auto: the fused kernels' {worst} of block {number} differs from the plain code's by "
             f"{errors[worst]:.1%} (allowed {TOLERANCE:.0%}); use hardware.kernels=plain"
+        )
+    if lost is not None and not abs(slopes[lost] - 1) <= TOLERANCE:
+        raise ProofFailed(
+            f"hardware.kernels=auto: the fused output of block {number} has {slopes[lost]:.1%} of what {lost} adds to "
+            f"the plain code's (allowed 100 +- {100 * TOLERANCE:.0f} %); use hardware.kernels=plain"
         )
     if not difference <= LOSS_TOLERANCE:
         raise ProofFailed(
@@ -73,6 +84,8 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         "relative_error": errors[worst],
         "of": worst,
         "tolerance": TOLERANCE,
+        "adapters": slopes[lost] if lost is not None else None,
+        "adapters_of": lost,
         "loss_difference": difference,
         "loss_tolerance": LOSS_TOLERANCE,
         "seconds": time.perf_counter() - begin,
@@ -142,6 +155,11 @@ def _loss_errors(
     names = ["loss's gradient of the hidden states", "loss's gradient of the head"]
     errors = {name: _off(x, y) for name, x, y in zip(names, ours, theirs, strict=False)}
     return abs(a - b) / abs(b) if b else float("nan"), errors
+
+
+def _farthest(found: dict[str, float], right: float) -> str:
+    """Whose figure is farthest from the right one; NaN is."""
+    return max(found, key=lambda name: abs(found[name] - right) if found[name] == found[name] else float("inf"))
 
 
 def _off(a: torch.Tensor, b: torch.Tensor) -> float:
