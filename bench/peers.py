@@ -253,15 +253,17 @@ class Ahead:
         self.stack = self.process = None
 
 
-def waits(stack: str | None, beside: str) -> bool:
+def waits(stack: str | None, beside: str, capped: bool) -> bool:
     """Whether the worker of a stack may wait while another one runs: importing Unsloth opens a context on the GPU,
-    which our own run would find there as somebody else's memory.
+    which our own run would find there as somebody else's memory, and a cap would count as the run's own.
 
     Example:
-        >>> waits("liger", beside="sweeptune"), waits("unsloth", beside="sweeptune"), waits("unsloth", beside="trl")
-        (True, False, True)
+        >>> waits("liger", "sweeptune", capped=True), waits("unsloth", "sweeptune", capped=False)
+        (True, False)
+        >>> waits("unsloth", "trl", capped=False), waits("unsloth", "trl", capped=True)
+        (True, False)
     """
-    return stack is not None and not (stack.startswith("unsloth") and beside == "sweeptune")
+    return stack is not None and not (stack.startswith("unsloth") and (capped or beside == "sweeptune"))
 
 
 def start(
@@ -286,7 +288,7 @@ def start(
     process = ahead.take(work_of(stack), target.with_suffix(".log"))
     try:
         tell(process, [str(source), str(target)])
-        ahead.expect(following if waits(following, beside=work_of(stack)) else None)
+        ahead.expect(following if waits(following, work_of(stack), job.cap_gib is not None) else None)
         process.wait(visit.timeout_s)
     except subprocess.TimeoutExpired:
         reason = f"not ready after {visit.timeout_s} s"

@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -617,17 +617,16 @@ def prepare(stack: str) -> None:
 
 def contexts() -> list[int]:
     """The GPUs on which this process is to be seen: asking for their names alone opens no context."""
-    if not torch.cuda.is_initialized():
+    asked = getattr(torch._C, "_cuda_hasPrimaryContext", None)
+    if not torch.cuda.is_initialized() or asked is None:
         return []
-    return [gpu for gpu in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(gpu)]
+    return [gpu for gpu in range(torch.cuda.device_count()) if asked(gpu)]
 
 
-def awaited() -> list[str] | None:
-    """The line that says what to run; None where whoever started this process has gone or needs it no more."""
-    with suppress(KeyboardInterrupt):
-        line = sys.stdin.readline()
-        return json.loads(line) if line.strip() else None
-    return None
+def awaited() -> list[str]:
+    """The line that says what to run; empty where whoever started this process has gone or needs it no more."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line else []
 
 
 def main() -> None:
@@ -635,10 +634,9 @@ def main() -> None:
     stack, *paths = sys.argv[1:]
     if ahead := paths == ["-"]:
         prepare(stack)
-        found = awaited()
-        if found is None:
+        paths = awaited()
+        if not paths:
             return
-        paths = found
     source, target = paths
     job = Job(**json.loads(Path(source).read_text()))
     Path(job.work).mkdir(parents=True, exist_ok=True)

@@ -272,6 +272,8 @@ def test_the_next_worker_is_ready_and_a_wrong_guess_is_ended(tmp_path: Path, mon
     wrong = ahead.process
     third = peers.start(here, "sweeptune_plain", job, tmp_path / "c.json", ahead, "unsloth")
     assert third["process"] == wrong.pid and ahead.process is None, "Unsloth's import would share the GPU with ours"
+    peers.start(here, "trl", replace(job, cap_gib=8.0), tmp_path / "d.json", ahead, "unsloth")
+    assert ahead.process is None, "a cap would count Unsloth's context as the run's own"
     ahead.expect("liger")
     wrong = ahead.process
     ahead.expect("trl")
