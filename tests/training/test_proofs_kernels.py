@@ -41,7 +41,7 @@ def slopes_of(session: Session) -> dict[str, float]:
     assert fast is not None
     batch = collate_packs([(row,) for row in session.proof_rows(2)], session.pad_id, session.device)
     hidden, options, _ = _inputs(fast, 1, prepare(batch, session.model.config).inputs, session.autocast)
-    return adapter_slopes(fast, 1, hidden.shape, options, session.autocast)
+    return {name: found.slope for name, found in adapter_slopes(fast, 1, hidden, options, session.autocast).items()}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

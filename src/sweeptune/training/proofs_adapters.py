@@ -1,10 +1,14 @@
 """The proof that what adapters have learned reaches the output of a fused block, however little that is.
 
-After the first steps of a training an adapter adds less than the last bit of the residual. It survives all the same, by
-the side on which a sum is rounded, unless it is added to a sum that is rounded already; and in the output it is far too
-small to be seen by its error. So each adapter is drawn alone, as small as that, on an input of random signs whose size
-makes one bit equally large everywhere, and what it changes is averaged over all elements: the slope of the fused
-change on the plain one, which is 1. The plain change is taken before the residual, where it is not rounded away.
+After the first steps of a training, the adapters behind attention and MLP add less than the last bit of the residual.
+It survives all the same, by the side on which a sum is rounded, unless it is added to a sum that is rounded already;
+and it is far too small to be seen in the output's error. So each adapter is drawn alone, and what it changes is
+averaged over all elements: the slope of the fused change on the plain one, which is 1. The plain change is taken before
+the residual, where it is not rounded away, and both are projected on a direction whose own rounding is independent of
+theirs.
+
+Those two adapters are drawn as small as that, on an input of random signs whose size makes one bit equally large
+everywhere. The others reach no residual by themselves: they are drawn larger, on the model's own input.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,32 +29,106 @@ INPUT = 1.5
 BIT = 2.0**-7 / INPUT
 """bf16's last bit there, relative to the input."""
 LARGEST_INPUT = 96.0
-"""About so many times what attention or MLP add, the smaller of them: they spread over two bits, which makes a bit that
-is smaller yet survive on average. The power of two next to it is at most 1.5 times off."""
-ADDED = 0.25
-"""What an adapter is made to add, in bits: of a sum that is rounded already, 57 % of that would be lost."""
-ALONG = 4.0
-"""Times that: what it adds while the direction is taken that changes are measured along, clear of rounding in between
-(lora_fp8 rounds coarsely)."""
+"""About so many times what attention or MLP add, the smaller of them: they spread over two bits, so that less than a
+bit survives on average. The power of two next to it is at most 1.5 times off."""
+BITS_ADDED = 0.25
+"""What an adapter adds there: of a sum that is rounded already, half of that is lost."""
+SHARE_ADDED = 1 / 8
+"""What the other adapters change, relative to what attention or MLP add."""
 DRAWN, LARGEST_FACTOR = 0.25, 64.0
-"""What it adds to its layer's output at first, relative to that, and by how much it may be scaled up: queries and keys
-change an even attention little."""
+"""What an adapter adds to its own layer's output at first, relative to that, and by how much it may then be made
+larger: queries and keys change an even attention little."""
+ALONG = 4.0
+"""How much larger it is, in either sign, for the direction that is projected on."""
 ELEMENTS = 2**17
-"""Rounding leaves an error of 1.6 divided by the root of this number, 0.5 %; small models get several inputs."""
+"""Rounding leaves an error of 1.6 divided by its root, 0.5 %; small models are measured several times."""
+TOLERANCE, ERRORS = 0.05, 4.0
+"""Of a slope; and of what its own standard errors allow, where an attention with huge scores blows rounding up."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
 
+class Slope(NamedTuple):
+    """How much of an adapter's contribution the fused code makes, and the standard error of that."""
+
+    slope: float
+    error: float
+
+    @property
+    def tolerance(self) -> float:
+        """How far it may be from 1."""
+        return max(TOLERANCE, ERRORS * self.error)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Both codes of a decoder layer."""
+
+    layer: Any
+    casts: list[tuple[torch.Tensor, torch.Tensor, float]]
+    """Of its adapters."""
+    options: dict[str, Any]
+    """What its forward gets beside the input."""
+    autocast: Autocast
+
+    def ours(self, x: torch.Tensor) -> torch.Tensor:
+        """The fused output."""
+        refresh(self.casts)
+        with self.autocast():
+            found: torch.Tensor = self.layer.forward(x, **self.options).float()
+        return found
+
+    def added(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What attention and MLP add to the residual in the plain code."""
+        found: list[torch.Tensor] = []
+
+        def keep(_: torch.nn.Module, arguments: Any, output: Any) -> None:
+            found.append((output[0] if isinstance(output, tuple) else output).float())
+
+        handles = [part.register_forward_hook(keep) for part in (self.layer.self_attn, self.layer.mlp)]
+        try:
+            with self.autocast():
+                type(self.layer).forward(self.layer, x, **self.options)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """Both together: the plain output without the residual, and without its rounding."""
+        attention, mlp = self.added(x)
+        return attention + mlp
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What adapters are measured on.
+
+    Attributes:
+        x: An input.
+        weight: Of each element of the output: large ones are rounded coarsely.
+        wanted: Size of the change.
+        ours: The fused output without adapters.
+        plain: The plain one, without the residual.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor | float
+    wanted: float
+    ours: torch.Tensor
+    plain: torch.Tensor
+
+
 @torch.no_grad()
 def adapter_slopes(
-    fast: Fused, number: int, shape: torch.Size, options: dict[str, Any], autocast: Autocast
-) -> dict[str, float]:
+    fast: Fused, number: int, hidden: torch.Tensor, options: dict[str, Any], autocast: Autocast
+) -> dict[str, Slope]:
     """How much of each adapter's contribution to a block's output the fused code makes: 1 is all of it.
 
     Args:
         fast: The fused model; its adapters are the same before and behind.
         number: Of the block.
-        shape: [b, t, d] of its input, which is drawn here.
+        hidden: Its input [b, t, d] in a forward pass.
         options: What else the layer's forward gets.
         autocast: Opens the context that training computes its loss in.
 
@@ -62,61 +141,67 @@ def adapter_slopes(
     if not adapted:
         return {}
     names = {id(p): name for name, p in layer.named_parameters()}
-    casts = [cast for group in block.groups for cast in group.casts()]
-    kept = [_b(p).detach().clone() for p in adapted]
-    sums = {names[id(p.b)]: [0.0, 0.0] for p in adapted}
-
-    def ours(x: torch.Tensor) -> torch.Tensor:
-        refresh(casts)
-        with autocast():
-            found: torch.Tensor = layer.forward(x, **options).float()
-        return found
-
-    def plain(x: torch.Tensor) -> torch.Tensor:
-        with autocast():
-            attention, mlp = _added(layer, x, options)
-        return attention + mlp
-
+    codes = Codes(layer, [cast for group in block.groups for cast in group.casts()], options, autocast)
+    found: dict[str, list[torch.Tensor]] = {names[id(p.b)]: [] for p in adapted}
+    kept = [_b(p).clone() for p in adapted]
+    x = hidden.to(fast.compute)
     try:
         for p in adapted:
             _b(p).zero_()
-        for _ in range(-(-ELEMENTS // shape.numel())):
-            x = torch.randint(2, shape, device=kept[0].device).mul_(2).sub_(1).to(fast.compute)
-            with autocast():
-                least = min(map(_size, _added(layer, x, options)))  # norms divide by the input's size
-            largest = 2.0 ** round(math.log2(LARGEST_INPUT * least / INPUT)) * INPUT
-            x, wanted = x * largest, ADDED * BIT * largest
-            before, ours_before = plain(x), ours(x)
-            for p in adapted:
-                b = _b(p).normal_(std=_std(p, fast.compute))
-                b.mul_(min(ALONG * wanted / max(_size(plain(x) - before), 1e-30), LARGEST_FACTOR))
-                along = plain(x) - before
-                if (size := _size(along)) >= wanted:
-                    b.mul_(wanted / size)
-                    sums[names[id(p.b)]][0] += float(((ours(x) - ours_before) * along).sum())
-                    sums[names[id(p.b)]][1] += float(((plain(x) - before) * along).sum())
-                b.zero_()
+        for _ in range(-(-ELEMENTS // x.numel())):
+            bits = _near_the_last_bit(codes, x)
+            grounds = [_as_it_is(codes, x, 0), bits, _as_it_is(codes, x, 1), bits]
+            for group, ground in zip(block.groups, grounds, strict=True):
+                for p in group.projections:
+                    if p.b is not None:
+                        found[names[id(p.b)]] += _changes(codes, ground, p, fast.compute)
     finally:
         for p, b in zip(adapted, kept, strict=True):
             _b(p).copy_(b)
-        refresh(casts)
-    return {name: mine / whole for name, (mine, whole) in sums.items() if whole}
+        refresh(codes.casts)
+    return {name: _slope(torch.cat(parts, dim=1)) for name, parts in found.items() if parts}
 
 
-def _added(layer: Any, x: torch.Tensor, options: dict[str, Any]) -> list[torch.Tensor]:
-    """What attention and MLP add to the residual in the plain code, in fp32."""
-    found: list[torch.Tensor] = []
+def _slope(changes: torch.Tensor) -> Slope:
+    """Of the first row [tokens] on the second; tokens are independent, elements of one are not."""
+    mine, whole = changes
+    slope = mine.sum() / whole.sum()
+    return Slope(float(slope), float((mine - slope * whole).norm() / whole.sum().abs()))
 
-    def keep(_: torch.nn.Module, arguments: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).float())
 
-    handles = [part.register_forward_hook(keep) for part in (layer.self_attn, layer.mlp)]
-    try:
-        type(layer).forward(layer, x, **options)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+def _near_the_last_bit(codes: Codes, like: torch.Tensor) -> Ground:
+    """Random signs, so large that what adapters add is a fraction of the last bit."""
+    x = torch.randint(2, like.shape, device=like.device).mul_(2).sub_(1).to(like.dtype)
+    least = min(_size(part) for part in codes.added(x))  # both norms divide by the input's size
+    largest = 2.0 ** round(math.log2(LARGEST_INPUT * least / INPUT)) * INPUT
+    x *= largest
+    return Ground(x, 1.0, BITS_ADDED * BIT * largest, codes.ours(x), codes.plain(x))
+
+
+def _as_it_is(codes: Codes, x: torch.Tensor, part: int) -> Ground:
+    """The model's own input; adapters change a share of what attention (0) or MLP (1) adds."""
+    size = x.float().abs()
+    weight = 1 / (1 + (size / size.median()) ** 2)
+    return Ground(x, weight, SHARE_ADDED * _size(codes.added(x)[part] * weight), codes.ours(x), codes.plain(x))
+
+
+def _changes(codes: Codes, ground: Ground, p: Projection, compute: torch.dtype) -> list[torch.Tensor]:
+    """What an adapter changes in the fused and in the plain code, both projected on one direction: [2, tokens]."""
+
+    def change() -> torch.Tensor:
+        return codes.plain(ground.x) - ground.plain
+
+    b = _b(p).normal_(std=_std(p, compute))
+    b.mul_(min(ground.wanted / max(_size(change() * ground.weight), 1e-30), LARGEST_FACTOR))
+    mine, whole = codes.ours(ground.x) - ground.ours, change()
+    b.mul_(ALONG)
+    along = codes.plain(ground.x)
+    b.neg_()
+    along = (along - codes.plain(ground.x)) * ground.weight
+    b.zero_()
+    if _size(whole * ground.weight) < ground.wanted / 4:
+        return []
+    return [torch.stack([(t * along).sum(dim=-1, dtype=torch.float64).flatten() for t in (mine, whole)])]
 
 
 def _std(p: Projection, compute: torch.dtype) -> float:

@@ -41,10 +41,10 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         seed: Of what is drawn: a gradient of the block's output, and LoRA's B where it is zero, as it is at the start.
 
     Returns:
-        ``{"block", "tokens", "relative_error", "of", "tolerance", "adapters", "adapters_of", "loss_difference",
-        "loss_tolerance", "seconds"}``: the largest relative error of an output or a gradient and whose it is; how much
-        of an adapter's contribution reaches the output, where that is farthest from 1, and whose it is (null without
-        adapters), to the same tolerance; the losses' difference, relative.
+        ``{"block", "tokens", "relative_error", "of", "tolerance", "adapters", "adapters_of", "adapters_tolerance",
+        "loss_difference", "loss_tolerance", "seconds"}``: the largest relative error of an output or a gradient and
+        whose it is; how much of an adapter's contribution reaches the output, 1 being all, where that is farthest off,
+        and whose it is (null without adapters); the losses' difference, relative.
 
     Raises:
         ProofFailed: They differ by more than the tolerance, or are not finite.
@@ -57,21 +57,22 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     with deterministic_training(model, seed):
         hidden, options, last = _inputs(fast, number, ready.inputs, autocast)
         errors = _block_errors(fast, number, hidden, options, autocast)
-        slopes = adapter_slopes(fast, number, hidden.shape, options, autocast)
+        slopes = adapter_slopes(fast, number, hidden, options, autocast)
         places, targets = loss_tokens(ready, batch.input_ids.device)
         difference, of_loss = _loss_errors(fast, last, places, targets, autocast)
     errors |= of_loss
-    worst = _farthest(errors, 0.0)
-    lost = _farthest(slopes, 1.0) if slopes else None
+    worst = _worst(errors)
+    lost = _worst({name: abs(found.slope - 1) / found.tolerance for name, found in slopes.items()}) if slopes else None
     if not errors[worst] <= TOLERANCE:  # written so that NaN fails too
         raise ProofFailed(
             f"hardware.kernels=auto: the fused kernels' {worst} of block {number} differs from the plain code's by "
             f"{errors[worst]:.1%} (allowed {TOLERANCE:.0%}); use hardware.kernels=plain"
         )
-    if lost is not None and not abs(slopes[lost] - 1) <= TOLERANCE:
+    adapter = slopes[lost] if lost is not None else None
+    if adapter is not None and not abs(adapter.slope - 1) <= adapter.tolerance:
         raise ProofFailed(
-            f"hardware.kernels=auto: the fused output of block {number} has {slopes[lost]:.1%} of what {lost} adds to "
-            f"the plain code's (allowed 100 +- {100 * TOLERANCE:.0f} %); use hardware.kernels=plain"
+            f"hardware.kernels=auto: the fused output of block {number} has {adapter.slope:.1%} of what {lost} adds to "
+            f"the plain one (allowed 100 +- {100 * adapter.tolerance:.0f} %); use hardware.kernels=plain"
         )
     if not difference <= LOSS_TOLERANCE:
         raise ProofFailed(
@@ -84,8 +85,9 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         "relative_error": errors[worst],
         "of": worst,
         "tolerance": TOLERANCE,
-        "adapters": slopes[lost] if lost is not None else None,
+        "adapters": adapter.slope if adapter is not None else None,
         "adapters_of": lost,
+        "adapters_tolerance": adapter.tolerance if adapter is not None else None,
         "loss_difference": difference,
         "loss_tolerance": LOSS_TOLERANCE,
         "seconds": time.perf_counter() - begin,
@@ -157,9 +159,9 @@ def _loss_errors(
     return abs(a - b) / abs(b) if b else float("nan"), errors
 
 
-def _farthest(found: dict[str, float], right: float) -> str:
-    """Whose figure is farthest from the right one; NaN is."""
-    return max(found, key=lambda name: abs(found[name] - right) if found[name] == found[name] else float("inf"))
+def _worst(errors: dict[str, float]) -> str:
+    """Whose error is the largest; NaN is."""
+    return max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
 
 
 def _off(a: torch.Tensor, b: torch.Tensor) -> float:
