@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sweeptune.data import Batch
 from sweeptune.kernels.attention import prepare
+from sweeptune.kernels.fp8 import Fp8Linear
 from sweeptune.kernels.fuse import Fused, fused
 from sweeptune.kernels.head import summed_loss
 from sweeptune.kernels.linear import refresh
@@ -26,6 +27,10 @@ Autocast = Callable[[], AbstractContextManager[None]]
 
 TOLERANCE = 0.05
 """Relative, by norm: two computations in bf16 are 1 to 2 % apart, and a wrong one by tens of percent."""
+FP8_TOLERANCE = 0.20
+"""Of frozen weights in 8 bits: products round their inputs to 3 bits, and where a last bit of bf16 differs, which one an
+input is rounded to does. Both computations are 11 % from fp32 in the gradients of queries and keys (bench/RESULTS.md,
+kernel_parity.py), 7 to 8 % from each other; what an adapter adds is held to 5 % here, too."""
 LOSS_TOLERANCE = 1e-3
 CHUNKS = 3
 """Of the loss, whose tokens here would fit into one."""
@@ -63,10 +68,11 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     errors |= of_loss
     worst = _worst(errors)
     lost = _worst({name: abs(found.slope - 1) / found.tolerance for name, found in slopes.items()}) if slopes else None
-    if not errors[worst] <= TOLERANCE:  # written so that NaN fails too
+    allowed = FP8_TOLERANCE if _in_fp8(fast, number) else TOLERANCE
+    if not errors[worst] <= allowed:  # written so that NaN fails too
         raise ProofFailed(
             f"hardware.kernels=auto: the fused kernels' {worst} of block {number} differs from the plain code's by "
-            f"{errors[worst]:.1%} (allowed {TOLERANCE:.0%}); use hardware.kernels=plain"
+            f"{errors[worst]:.1%} (allowed {allowed:.0%}); use hardware.kernels=plain"
         )
     adapter = slopes[lost] if lost is not None else None
     if adapter is not None and not abs(adapter.slope - 1) <= adapter.tolerance:
@@ -84,7 +90,7 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         "tokens": batch.tokens,
         "relative_error": errors[worst],
         "of": worst,
-        "tolerance": TOLERANCE,
+        "tolerance": allowed,
         "adapters": adapter.slope if adapter is not None else None,
         "adapters_of": lost,
         "adapters_tolerance": adapter.tolerance if adapter is not None else None,
@@ -92,6 +98,10 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         "loss_tolerance": LOSS_TOLERANCE,
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _in_fp8(fast: Fused, number: int) -> bool:
+    return any(isinstance(p.base, Fp8Linear) for group in fast.blocks[number].groups for p in group.projections)
 
 
 @torch.no_grad()
