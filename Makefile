@@ -25,7 +25,7 @@ test: .venv/installed-dev  ## all tests, with the embedded model
 test-fast: .venv/installed-dev  ## the tests that take seconds
 	$(PYTEST) -m "not slow and not embedded"
 
-test-chaos: .venv/installed-dev  ## kill studies at 100 random moments (make test: 10)
+test-chaos: .venv/installed-dev  ## kill studies at 100 random moments (make test: 6)
 	SWEEPTUNE_CHAOS=100 $(PYTEST) -n 2 tests/study/test_engine.py -k killed_at
 
 lint: .venv/installed-dev  ## ruff and mypy

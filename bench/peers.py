@@ -255,7 +255,8 @@ class Ahead:
 
 def waits(stack: str | None, beside: str, capped: bool) -> bool:
     """Whether the worker of a stack may wait while another one runs: importing Unsloth opens a context on the GPU,
-    which our own run would find there as somebody else's memory, and a cap would count as the run's own.
+    which our own run would find there as somebody else's memory, and a cap would count as the run's own; and two of
+    them share what they compile.
 
     Example:
         >>> waits("liger", "sweeptune", capped=True), waits("unsloth", "sweeptune", capped=False)
@@ -263,7 +264,8 @@ def waits(stack: str | None, beside: str, capped: bool) -> bool:
         >>> waits("unsloth", "trl", capped=False), waits("unsloth", "trl", capped=True)
         (True, False)
     """
-    return stack is not None and not (stack.startswith("unsloth") and (capped or beside == "sweeptune"))
+    unsloth = stack is not None and stack.startswith("unsloth")
+    return stack is not None and not (unsloth and (capped or beside == "sweeptune" or beside.startswith("unsloth")))
 
 
 def start(

@@ -484,6 +484,9 @@ def read_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     named = [f"{cost[key]} {word}" for key, word in (("attention", ""), ("kernels", "kernels")) if key in cost]
     again = cost.get("gradient_checkpointing")
     named += [] if not again else ["checkpointing" if again is True else f"checkpointing: {again}"]
+    named += ["embedding on the host"] if cost.get("embedding") == "cpu" else []
+    named += ["head in NF4"] if cost.get("head") == "nf4" else []
+    named += [cost["optimiser"]] if cost.get("optimiser") not in (None, "adamw") else []
     return found | {"notes": ", ".join(word.strip() for word in named)}
 
 
@@ -629,12 +632,25 @@ def awaited() -> list[str]:
     return json.loads(line) if line else []
 
 
+BESIDE = 4
+"""Cores for the imports of the next run, which no run that is measured works on, where there are more than twice as
+many."""
+
+
+def keep_to(cores: list[int]) -> None:
+    """Have this thread and those that it will start work on these cores."""
+    os.sched_setaffinity(0, cores)
+
+
 def main() -> None:
     """Run the stack that the command line names."""
     stack, *paths = sys.argv[1:]
     if ahead := paths == ["-"]:
+        cores = sorted(os.sched_getaffinity(0))
+        keep_to(cores[-BESIDE:] if len(cores) > 2 * BESIDE else cores)
         prepare(stack)
         paths = awaited()
+        keep_to(cores[:-BESIDE] if len(cores) > 2 * BESIDE else cores)
         if not paths:
             return
     source, target = paths

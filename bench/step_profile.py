@@ -1,7 +1,7 @@
 """Where one training step's time goes on a GPU, and what it would take at the least; within 40 s on an H100.
 
     python bench/step_profile.py --method full          or lora, qlora: InternLM2-1.8B's shape, 8 x 2048 tokens
-    python bench/step_profile.py --method lora data=jsonl data.path=gsm8k.jsonl data.max_length=512     own settings
+    python bench/step_profile.py --method lora data=jsonl data.path=gsm8k.jsonl     own settings, without the floor
     python bench/step_profile.py --method lora --tiny       a trial on a CPU
 
 Conditions are bench/peers.py's. First come the longest kernels of a step, then its matrix products alone, each shape
@@ -254,6 +254,9 @@ def main() -> None:
     print(f"one step: {wall:.0f} ms, {share}, {sum(count for *_, count in kernels):.0f} kernels")
     for name, spent, count in kernels[:SHOWN]:
         print(f"{spent:8.1f} ms  {count:6.0f} x  {name[:90]}")
+    if shape.tokens % rows or options.overrides:
+        print("no floor: it is of full rows in one pass, and these are other settings")
+        return
     wanted = products(shape)
     seconds = measure_products(wanted, device)
     attention = shape.layers * measure_attention(shape, rows, device)

@@ -261,10 +261,10 @@ def test_tiny_rungs_end_to_end(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "o"),
     ]
-    command += ["--work", str(tmp_path / "w"), "--only", "lora/blocks", "qlora/blocks", "lora/offload"]
+    command += ["--work", str(tmp_path / "w"), "--only", "lora/blocks", "qlora/blocks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "o" / "ladder.json").read_text())
     assert {each["status"] for each in found} == {"completed"}, found
-    assert [each["fingerprint"]["cost"]["kernels"] for each in found] == ["fused"] * 3
+    assert [each["fingerprint"]["cost"]["kernels"] for each in found] == ["fused"] * 2
     assert (tmp_path / "o" / "ladder-qlora.md").read_text().startswith("## Ladder: qlora")

@@ -135,7 +135,7 @@ def test_settings_exist_and_given_ones_replace_them(tmp_path, monkeypatch, metho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "qlora"])
 def test_a_trial_on_a_cpu(method):
     command = [sys.executable, str(ROOT / "bench" / "step_profile.py"), "--tiny", "--method", method]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)

@@ -336,7 +336,7 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return overrides, results(folder / "multirun" / "s")
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("SWEEPTUNE_CHAOS", "10")) // 2))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SWEEPTUNE_CHAOS", "6")) // 2))
 def test_killed_at_any_moment_a_study_ends_as_if_it_had_not_been(tmp_path: Path, unbroken, seed: int) -> None:
     overrides, expected = unbroken
     luck = random.Random(f"{overrides[0]} {seed}")

@@ -107,6 +107,7 @@ def test_a_state_of_torchs_adamw_goes_on_in_ours_and_back():
     load_optimizer_state(plain, ours.state_dict())
     plain.step()
     assert float(plain.state[model.weight]["step"]) == 3
+    assert all(group["fused"] for group in plain.param_groups), "not the one that takes more memory"
 
 
 def test_other_seeds_round_otherwise():

@@ -135,6 +135,17 @@ def added_to_a_sum_that_is_rounded(group, x, into=None, *, add=True):
     return outputs, lows
 
 
+def test_a_block_that_adds_nothing_yet_is_proven_as_far_as_it_can_be(settings, tmp_path):
+    session = session_of(settings, tmp_path, "method=lora", "hardware.precision=bf16")
+    layer = fused(session.model).decoder.layers[1]
+    for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        part.base_layer.weight.data.zero_()  # as of blocks that were put in as the identity
+    session.model.eval()
+    prove_kernels_in(session)
+    measured, adapters = session.kernel_proof["adapters_measured"]
+    assert adapters == 7 and measured < 7
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "lora_fp8"])
 def test_an_adapter_that_is_rounded_away_is_stopped(settings, tmp_path, monkeypatch, method):
     session = session_of(settings, tmp_path, f"method={method}", "hardware.precision=bf16")

@@ -74,8 +74,11 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
         optimizer: From `build_optimizer`, or Accelerate's wrapper of it.
         state: Of the same optimiser's ``state_dict``.
     """
-    optimizer.load_state_dict(state)
     plain = getattr(optimizer, "optimizer", optimizer)
+    kind = {key: plain.defaults[key] for key in ("fused", "foreach") if key in plain.defaults}
+    optimizer.load_state_dict(state)
+    for group in plain.param_groups:
+        group.update(kind)  # a checkpoint of `Bf16AdamW` has none, and torch would take more memory
     if not getattr(plain, "is_paged", False):
         return
     for parameter, values in plain.state.items():

@@ -42,8 +42,9 @@ ALONG = 4.0
 """How much larger it is, in either sign, for the direction that is projected on."""
 ELEMENTS = 2**17
 """Rounding leaves an error of 1.6 divided by its root, 0.5 %; small models are measured several times."""
-TOLERANCE, ERRORS = 0.05, 4.0
-"""Of a slope; and of what its own standard errors allow, where an attention with huge scores blows rounding up."""
+TOLERANCE, ERRORS, WIDEST = 0.05, 4.0, 0.3
+"""Of a slope; of what its own standard errors allow, where an attention with huge scores blows rounding up; and where
+that is wider still nothing is said of an adapter."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -133,8 +134,8 @@ def adapter_slopes(
         autocast: Opens the context that training computes its loss in.
 
     Returns:
-        Name of its B -> slope; nothing in full fine-tuning. One that changes next to nothing (a key where every row has
-        one token) is left out.
+        Name of its B -> slope; nothing in full fine-tuning. One that cannot be measured is left out: it changes next to
+        nothing (a key where every row has one token), or rounding is blown up too far.
     """
     layer, block = fast.decoder.layers[number], fast.blocks[number]
     adapted = [p for group in block.groups for p in group.projections if p.b is not None]
@@ -153,13 +154,14 @@ def adapter_slopes(
             grounds = [_as_it_is(codes, x, 0), bits, _as_it_is(codes, x, 1), bits]
             for group, ground in zip(block.groups, grounds, strict=True):
                 for p in group.projections:
-                    if p.b is not None:
+                    if p.b is not None and ground is not None:
                         found[names[id(p.b)]] += _changes(codes, ground, p, fast.compute)
     finally:
         for p, b in zip(adapted, kept, strict=True):
             _b(p).copy_(b)
         refresh(codes.casts)
-    return {name: _slope(torch.cat(parts, dim=1)) for name, parts in found.items() if parts}
+    slopes = {name: _slope(torch.cat(parts, dim=1)) for name, parts in found.items() if parts}
+    return {name: slope for name, slope in slopes.items() if not slope.tolerance > WIDEST}
 
 
 def _slope(changes: torch.Tensor) -> Slope:
@@ -169,20 +171,24 @@ def _slope(changes: torch.Tensor) -> Slope:
     return Slope(float(slope), float((mine - slope * whole).norm() / whole.sum().abs()))
 
 
-def _near_the_last_bit(codes: Codes, like: torch.Tensor) -> Ground:
-    """Random signs, so large that what adapters add is a fraction of the last bit."""
+def _near_the_last_bit(codes: Codes, like: torch.Tensor) -> Ground | None:
+    """Random signs, so large that what adapters add is a fraction of the last bit; None where attention or MLP of the
+    model add nothing, as of blocks that were put in as the identity."""
     x = torch.randint(2, like.shape, device=like.device).mul_(2).sub_(1).to(like.dtype)
     least = min(_size(part) for part in codes.added(x))  # both norms divide by the input's size
+    if not 0 < least < float("inf"):
+        return None
     largest = 2.0 ** round(math.log2(LARGEST_INPUT * least / INPUT)) * INPUT
     x *= largest
     return Ground(x, 1.0, BITS_ADDED * BIT * largest, codes.ours(x), codes.plain(x))
 
 
-def _as_it_is(codes: Codes, x: torch.Tensor, part: int) -> Ground:
-    """The model's own input; adapters change a share of what attention (0) or MLP (1) adds."""
+def _as_it_is(codes: Codes, x: torch.Tensor, part: int) -> Ground | None:
+    """The model's own input; adapters change a share of what attention (0) or MLP (1) adds, if they add anything."""
     size = x.float().abs()
     weight = 1 / (1 + (size / size.median()) ** 2)
-    return Ground(x, weight, SHARE_ADDED * _size(codes.added(x)[part] * weight), codes.ours(x), codes.plain(x))
+    added = _size(codes.added(x)[part] * weight)
+    return Ground(x, weight, SHARE_ADDED * added, codes.ours(x), codes.plain(x)) if added > 0 else None
 
 
 def _changes(codes: Codes, ground: Ground, p: Projection, compute: torch.dtype) -> list[torch.Tensor]:

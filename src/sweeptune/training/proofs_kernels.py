@@ -46,10 +46,11 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
         seed: Of what is drawn: a gradient of the block's output, and LoRA's B where it is zero, as it is at the start.
 
     Returns:
-        ``{"block", "tokens", "relative_error", "of", "tolerance", "adapters", "adapters_of", "adapters_tolerance",
-        "loss_difference", "loss_tolerance", "seconds"}``: the largest relative error of an output or a gradient and
-        whose it is; how much of an adapter's contribution reaches the output, 1 being all, where that is farthest off,
-        and whose it is (null without adapters); the losses' difference, relative.
+        ``{"block", "tokens", "relative_error", "of", "tolerance", "adapters", "adapters_of", "adapters_measured",
+        "adapters_tolerance", "loss_difference", "loss_tolerance", "seconds"}``: the largest relative error of an output
+        or a gradient and whose it is; how much of an adapter's contribution reaches the output, 1 being all, where that
+        is farthest off, whose it is (null without adapters), and how many of the adapters could be measured; the
+        losses' difference, relative.
 
     Raises:
         ProofFailed: They differ by more than the tolerance, or are not finite.
@@ -62,18 +63,13 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     with deterministic_training(model, seed):
         hidden, options, last = _inputs(fast, number, ready.inputs, autocast)
         errors = _block_errors(fast, number, hidden, options, autocast)
-        slopes = adapter_slopes(fast, number, hidden, options, autocast)
         places, targets = loss_tokens(ready, batch.input_ids.device)
         difference, of_loss = _loss_errors(fast, last, places, targets, autocast)
-    errors |= of_loss
-    worst = _worst(errors)
+        # What is wrong altogether is told first.
+        worst, allowed = _worst_of(fast, number, errors, of_loss)
+        slopes = adapter_slopes(fast, number, hidden, options, autocast)
+    adapters = sum(p.b is not None for group in fast.blocks[number].groups for p in group.projections)
     lost = _worst({name: abs(found.slope - 1) / found.tolerance for name, found in slopes.items()}) if slopes else None
-    allowed = FP8_TOLERANCE if _in_fp8(fast, number) else TOLERANCE
-    if not errors[worst] <= allowed:  # written so that NaN fails too
-        raise ProofFailed(
-            f"hardware.kernels=auto: the fused kernels' {worst} of block {number} differs from the plain code's by "
-            f"{errors[worst]:.1%} (allowed {allowed:.0%}); use hardware.kernels=plain"
-        )
     adapter = slopes[lost] if lost is not None else None
     if adapter is not None and not abs(adapter.slope - 1) <= adapter.tolerance:
         raise ProofFailed(
@@ -88,11 +84,12 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     return {
         "block": number,
         "tokens": batch.tokens,
-        "relative_error": errors[worst],
+        "relative_error": (errors | of_loss)[worst],
         "of": worst,
         "tolerance": allowed,
         "adapters": adapter.slope if adapter is not None else None,
         "adapters_of": lost,
+        "adapters_measured": [len(slopes), adapters],
         "adapters_tolerance": adapter.tolerance if adapter is not None else None,
         "loss_difference": difference,
         "loss_tolerance": LOSS_TOLERANCE,
@@ -100,8 +97,21 @@ def prove_kernels(model: Any, batch: Batch, autocast: Autocast, seed: int = 0) -
     }
 
 
-def _in_fp8(fast: Fused, number: int) -> bool:
-    return any(isinstance(p.base, Fp8Linear) for group in fast.blocks[number].groups for p in group.projections)
+def _worst_of(fast: Fused, number: int, block: dict[str, float], loss: dict[str, float]) -> tuple[str, float]:
+    """Whose error is the largest, and what is allowed.
+
+    Raises:
+        ProofFailed: It is larger than that.
+    """
+    fp8 = any(isinstance(p.base, Fp8Linear) for group in fast.blocks[number].groups for p in group.projections)
+    for errors, allowed in ((loss, TOLERANCE), (block, FP8_TOLERANCE if fp8 else TOLERANCE)):
+        worst = _worst(errors)
+        if not errors[worst] <= allowed:  # written so that NaN fails too
+            raise ProofFailed(
+                f"hardware.kernels=auto: the fused kernels' {worst} of block {number} differs from the plain code's by "
+                f"{errors[worst]:.1%} (allowed {allowed:.0%}); use hardware.kernels=plain"
+            )
+    return (_worst(block | loss), FP8_TOLERANCE if fp8 else TOLERANCE)
 
 
 @torch.no_grad()
