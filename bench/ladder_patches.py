@@ -133,10 +133,9 @@ def work(source: Path, *, wait: bool = False) -> int:
     from sweeptune.config.allocator import expand_segments
 
     expand_segments()  # as the first thing, like train.py
-    from stacks import pinned_gib, prepare, versions
+    from stacks import pinned_gib, prepared, versions
 
-    prepare("sweeptune")
-    if wait and not sys.stdin.readline():
+    if wait and not prepared("sweeptune", sys.stdin.readline):
         return 0
     from sweeptune.launch.entry import main
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -632,25 +632,28 @@ def awaited() -> list[str]:
     return json.loads(line) if line else []
 
 
+Line = TypeVar("Line")
 BESIDE = 4
 """Cores for the imports of the next run, which no run that is measured works on, where there are more than twice as
 many."""
 
 
-def keep_to(cores: list[int]) -> None:
-    """Have this thread and those that it will start work on these cores."""
-    os.sched_setaffinity(0, cores)
+def prepared(stack: str, wait: Callable[[], Line]) -> Line:
+    """`prepare` a stack beside a run that is measured, on other cores; then what ``wait`` returns, on the rest."""
+    cores = sorted(os.sched_getaffinity(0))
+    apart = BESIDE if len(cores) > 2 * BESIDE else 0
+    os.sched_setaffinity(0, cores[-apart:])
+    prepare(stack)
+    found = wait()
+    os.sched_setaffinity(0, cores[: len(cores) - apart])
+    return found
 
 
 def main() -> None:
     """Run the stack that the command line names."""
     stack, *paths = sys.argv[1:]
     if ahead := paths == ["-"]:
-        cores = sorted(os.sched_getaffinity(0))
-        keep_to(cores[-BESIDE:] if len(cores) > 2 * BESIDE else cores)
-        prepare(stack)
-        paths = awaited()
-        keep_to(cores[:-BESIDE] if len(cores) > 2 * BESIDE else cores)
+        paths = prepared(stack, awaited)
         if not paths:
             return
     source, target = paths
