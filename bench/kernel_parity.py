@@ -80,6 +80,7 @@ def elementwise() -> list[str]:
     rand = lambda *size: torch.randn(*size, device=GPU)  # noqa: E731
     x, dy, residual, weight = rand(n, d), rand(n, d), rand(n, d), rand(d).abs()
     gate, up, grad = rand(n, f), rand(n, f), rand(n, f)
+    lows = [(rand(n, 32), rand(f, 16) / 4) for _ in range(3)]
     q, k = rand(n, 16, 128), rand(n, 8, 128)
     angle = rand(n, 64).repeat(1, 2)
     logits, targets = 3 * rand(64, 92544), torch.randint(0, 92544, (64,), device=GPU)
@@ -104,12 +105,27 @@ def elementwise() -> list[str]:
         ops.swiglu_backward_(*parts)
         return [y, *parts]
 
+    def adapted(t: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        parts = [t(grad).clone(), t(gate).clone(), t(up).clone()]
+        first, second, third = ((t(low)[:, 16:], t(by)) for low, by in lows)
+        y = ops.swiglu(parts[1], parts[2], second, third)
+        ops.swiglu_backward_(*parts, first, second, third)
+        total = t(up).clone()
+        ops.add_(total, first, t(gate))
+        return [y, *parts, total]
+
     def loss(t: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         made = t(logits).clone()
         return [ops.cross_entropy_(made, targets, gradient=True), made]
 
     rows = []
-    for name, run in {"rms_norm": norm, "rope": rope, "swiglu": glu, "cross_entropy": loss}.items():
+    for name, run in {
+        "rms_norm": norm,
+        "rope": rope,
+        "swiglu": glu,
+        "swiglu, add: adapters": adapted,
+        "cross_entropy": loss,
+    }.items():
         half, plain_on = (lambda t: t.to(torch.bfloat16)), ops._on_gpu
         fast = run(half)
         ops._on_gpu = lambda _: False  # type: ignore[assignment]

@@ -475,6 +475,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print rows and stacks, measure nothing")
     parser.add_argument("--stacks", nargs="*", help="some of the row's stacks, in this order")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="rows of a step and a pass to try, instead of the row's own"
+    )
     parser.add_argument("--parts", type=int, nargs="+", help="passes of a padded step to try, where lengths are real")
     parser.add_argument("--steps", type=int, default=10, help=f"timed steps, behind {WARMUP} that are not")
     parser.add_argument("--tokenizer", type=Path, help="InternLM2's tokenizer.model")
@@ -494,6 +497,7 @@ def visit_of(options: argparse.Namespace) -> Visit:
     """What the command line says."""
     row = ROWS[options.row]
     row = replace(row, parts=tuple(options.parts)) if options.parts else row
+    row = replace(row, rows=tuple(options.rows)) if options.rows else row
     return Visit(
         name=options.row,
         row=tiny(row) if options.tiny else row,

@@ -143,8 +143,8 @@ def real_lengths(row: Row) -> str:
         f"length into {parts} passes (whichever a stack was fastest with in the first round), which pads less than "
         f"random batches do; widths are multiples of {MULTIPLE}; padding is on the right, so that causal attention "
         "needs no mask and none is given (TRL's collator gives one). Stacks named `_free` get our packed rows and keep "
-        "samples apart by positions, with sdpa: Liger all rows in one pass, TRL a row a pass, Unsloth the rows one by "
-        "one or behind each other in one pass. With peers every shape of pass runs once, forward and backward, before "
+        "samples apart by positions, with sdpa: Liger all rows in one pass, TRL a row a pass, Unsloth the rows behind "
+        "each other in one pass. With peers every shape of pass runs once, forward and backward, before "
         "the first step: plans, compilation and tuning for a shape are in no timed step."
     )
 

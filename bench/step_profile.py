@@ -36,7 +36,7 @@ from sweeptune.kernels import interfaces
 from sweeptune.training.session import Session, open_session
 from sweeptune.training.step import train_step
 
-WARMUP, STEPS, SHOWN = 4, 3, 8
+WARMUP, STEPS = 4, 3
 WARM_S, SUSTAINED_S = 1.0, 0.2
 """Of products before the first is timed, and of each shape."""
 Event: Any = torch.cuda.Event
@@ -218,6 +218,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model; else byte by byte")
+    parser.add_argument("--kernels", type=int, default=8, help="of the longest, to print")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
     parser.add_argument("overrides", nargs="*", help="settings as train.py takes them")
     return parser
@@ -252,7 +253,7 @@ def main() -> None:
     busy = sum(spent for _, spent, _ in kernels)
     share = f"{busy:.0f} ms of them with a kernel running ({busy / wall:.0%})"
     print(f"one step: {wall:.0f} ms, {share}, {sum(count for *_, count in kernels):.0f} kernels")
-    for name, spent, count in kernels[:SHOWN]:
+    for name, spent, count in kernels[: options.kernels]:
         print(f"{spent:8.1f} ms  {count:6.0f} x  {name[:90]}")
     if shape.tokens % rows or options.overrides:
         print("no floor: it is of full rows in one pass, and these are other settings")

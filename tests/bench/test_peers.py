@@ -299,7 +299,7 @@ def test_real_lengths_are_tried_in_several_passes_by_peers_only() -> None:
     assert row.stacks[:3] == ["sweeptune", "liger", "unsloth"], "what a visit that is cut off has"
     assert row.settings("sweeptune") == [(8, 1)] and row.settings("liger") == [(8, 4), (8, 2)]
     assert row.settings("liger_free") == [(8, 1)] and row.settings("trl_free") == [(8, 8)]
-    assert row.settings("unsloth_free") == [(8, 1), (8, 8)]
+    assert row.settings("unsloth_free") == [(8, 1)]
     runs = [run("liger", parts=4), run("liger", parts=2, tokens_per_s=1200.0), run("sweeptune")]
     assert peers.turns(row, ["liger", "sweeptune"], 2, runs) == [(2, "liger", 8, 2), (2, "sweeptune", 8, 1)]
     assert [each[1] for each in cells(peers_table.table(runs))] == ["8 in 4 passes", "8 in 2 passes", "8 in 1 pass"]

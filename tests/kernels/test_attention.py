@@ -209,6 +209,19 @@ def test_how_each_torch_is_asked_to_be_causal(kernel, window, expected):
     assert interfaces.varlen_options(kernel, window, grouped=True) == expected
 
 
+def test_rows_of_one_length_are_attended_to_by_views_alone():
+    def kinds(node: Any) -> set[str]:
+        return {type(node).__name__} | {kind for parent, _ in node.next_functions if parent for kind in kinds(parent)}
+
+    q, k, v = (torch.randn(1, 24, heads, 16).transpose(1, 2).requires_grad_() for heads in (4, 2, 2))
+    found = interfaces._rows(q, k, v, 3, None)
+    alone = [interfaces._rows(*(t[:, :, i : i + 8] for t in (q, k, v)), 1, None) for i in (0, 8, 16)]
+    torch.testing.assert_close(found, torch.cat(alone, 1))
+    views = {"ViewBackward0", "TransposeBackward0", "SqueezeBackward1", "AccumulateGrad"}
+    others = kinds(found.grad_fn) - views
+    assert len(others) == 1 and "ScaledDotProduct" in others.pop(), "a select's gradient is zeros and a copy into them"
+
+
 def test_a_window_that_the_kernel_cannot_do_is_an_error():
     with pytest.raises(ConfigError, match=r"knows no sliding window; use model\.attention=sdpa"):
         interfaces.varlen_options(with_flag, 4, grouped=False)

@@ -98,9 +98,15 @@ def varlen_forward(
 def _rows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, samples: int, scaling: float | None
 ) -> torch.Tensor:
-    """Samples of one length are plain rows, for which there are faster kernels: [1, n, heads, d]."""
+    """Samples of one length are plain rows, for which there are faster kernels: [1, n, heads, d].
+
+    Only views lie between the arguments and the kernel, forward and backward: the gradient of ``t[0]`` would be zeros
+    and a copy into them (squeeze's is a view), which cost 10 of an H100's 280 ms a step (bench/RESULTS.md).
+    """
     width = query.shape[-1]
-    q, k, v = (t[0].transpose(0, 1).view(samples, -1, *t.shape[1::2]).transpose(1, 2) for t in (query, key, value))
+    q, k, v = (
+        t.squeeze(0).transpose(0, 1).view(samples, -1, *t.shape[1::2]).transpose(1, 2) for t in (query, key, value)
+    )
     with sdpa_kernel(order, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).reshape(1, -1, query.shape[1], width)

@@ -175,18 +175,22 @@ class Group:
 
         Args:
             x: The input.
-            into: [n, out], added to the only layer's output at the very end: what an adapter has learned may be smaller
-                than half a step of the residual's bf16, and added to a sum that is rounded already it would be lost.
+            into: [n, out], added to the only layer's output together with what the adapter adds, or behind it: what has
+                been learned may be smaller than half a step of the residual's bf16, and added to a sum that is rounded
+                already it would be lost.
             add: Whether outputs have what adapters add; else `low` says what is missing.
         """
         lows = None if self.a is None else torch.mm(x, self.a.t())
         outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            if add and b is not None and lows is not None:
-                y = p.times(operand).addmm_(lows[:, slot], b.t())
-                outputs.append(y if into is None else y.add_(into))
-            else:
-                outputs.append(p.times(operand, into))
+            low = (lows[:, slot], b) if add and b is not None and lows is not None else None
+            y = p.times(operand, into if low is None else None)
+            if low is not None and into is not None and self.widest <= ops.LATE_RANK:
+                ops.add_(y, low, into)
+            elif low is not None:
+                y.addmm_(low[0], low[1].t())
+                y = y if into is None else y.add_(into)
+            outputs.append(y)
         return outputs, lows
 
     def low(self, index: int, lows: torch.Tensor | None) -> Low | None:

@@ -9,14 +9,23 @@ import torch
 
 @dataclass(eq=False)
 class Ticket:
-    """An input that was put away."""
+    """An input that was put away.
+
+    Attributes:
+        source: The input itself, until nothing reads it any more.
+        gone: When it has arrived in the host's memory.
+        back: The input on its device again.
+        ready: When that has arrived.
+    """
 
     number: int
     host: torch.Tensor
     shape: torch.Size
     device: torch.device
-    ready: torch.cuda.Event | None = None
+    source: torch.Tensor | None = None
+    gone: torch.cuda.Event | None = None
     back: torch.Tensor | None = None
+    ready: torch.cuda.Event | None = None
 
 
 class Stash:
@@ -24,6 +33,10 @@ class Stash:
 
     Backward passes ask in reverse order; when one is asked for, the one before it is sent for. Host memory is taken
     once and used again in every step.
+
+    All device memory belongs to the computing stream, which waits for the copying one before it gives any of it up.
+    (Were it lent to the copying stream by ``record_stream``, the allocator would have to see each copy ended before it
+    could use the memory again, and a host that runs ahead of its device never sees that: 2.2 GiB more were reserved.)
 
     Attributes:
         host_bytes: What is pinned.
@@ -36,22 +49,29 @@ class Stash:
         self._stream: torch.cuda.Stream | None = None
 
     def put(self, hidden: torch.Tensor) -> Ticket:
-        """Begin to copy a block's input to the host; its device memory is free as soon as that is done."""
+        """Begin to copy a block's input to the host; it stays on its device until the next one is put away."""
+        self._give_up()
         flat = hidden.detach().reshape(-1)
         ticket = Ticket(len(self._tickets), self._take(flat), hidden.shape, hidden.device)
         self._tickets.append(ticket)
         if hidden.is_cuda:
             stream = self._beside(hidden.device)
-            stream.wait_stream(torch.cuda.current_stream(hidden.device))
             with torch.cuda.stream(stream):
                 ticket.host[: flat.numel()].copy_(flat, non_blocking=True)
-            flat.record_stream(stream)
+                ticket.source, ticket.gone = flat, stream.record_event()
         else:
             ticket.host[: flat.numel()].copy_(flat)
         return ticket
 
+    def _give_up(self) -> None:
+        """Let go of the input that was put away last."""
+        last = self._tickets[-1] if self._tickets else None
+        if last is not None and last.gone is not None and last.source is not None:
+            torch.cuda.current_stream(last.device).wait_event(last.gone)
+            last.source = None
+
     def get(self, ticket: Ticket | None) -> torch.Tensor | None:
-        """The input on its device again, once."""
+        """The input on its device again, once; the last one never left."""
         if ticket is None:
             return None
         self._send_for(ticket)
@@ -59,9 +79,7 @@ class Stash:
             self._send_for(self._tickets[ticket.number - 1])
         if ticket.ready is not None:
             torch.cuda.current_stream(ticket.device).wait_event(ticket.ready)
-        found, ticket.back = ticket.back, None
-        if found is not None and found.is_cuda:
-            found.record_stream(torch.cuda.current_stream(ticket.device))
+        found, ticket.back, ticket.source = ticket.back, None, None
         self._free.append(ticket.host)
         del self._tickets[ticket.number :]
         return found
@@ -70,17 +88,28 @@ class Stash:
         if ticket.back is not None:
             return
         count = ticket.shape.numel()
-        if ticket.device.type != "cuda":
+        if ticket.source is not None:  # and what reads it has to have ended before it is given up
+            ticket.back, ticket.ready = ticket.source.view(ticket.shape), ticket.gone
+        elif ticket.device.type != "cuda":
             ticket.back = ticket.host[:count].clone().view(ticket.shape)
-            return
-        stream = self._beside(ticket.device)
-        with torch.cuda.stream(stream):
-            ticket.back = ticket.host[:count].to(ticket.device, non_blocking=True).view(ticket.shape)
-            ticket.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ticket.ready.record(stream)
+        else:
+            ticket.back = torch.empty(ticket.shape, dtype=ticket.host.dtype, device=ticket.device)
+            stream = self._beside(ticket.device)
+            with torch.cuda.stream(stream):
+                ticket.back.view(-1).copy_(ticket.host[:count], non_blocking=True)
+                ticket.ready = stream.record_event()
+
+    def _beside(self, device: torch.device) -> torch.cuda.Stream:
+        """The copying stream, behind all that the computing one was told so far."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        return self._stream
 
     def clear(self) -> None:
         """Forget what an abandoned pass has put away; call it before every forward pass."""
+        if self._tickets and self._stream is not None:
+            torch.cuda.current_stream(self._tickets[0].device).wait_stream(self._stream)
         self._free += [ticket.host for ticket in self._tickets]
         self._tickets.clear()
 
@@ -93,8 +122,3 @@ class Stash:
         made = torch.empty(flat.numel(), dtype=flat.dtype, pin_memory=flat.is_cuda)
         self.host_bytes += made.nbytes
         return made
-
-    def _beside(self, device: torch.device) -> torch.cuda.Stream:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return self._stream

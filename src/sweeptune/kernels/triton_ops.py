@@ -197,43 +197,30 @@ def rope_(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _with_low(x, low, by, row, column, n, f, low_row, low_column, by_row, by_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x + low by^T for a tile; R is 0 where there is nothing to add."""
+def _columns(by, column, f, by_row, by_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """by^T of some columns, [BR, columns]; R is 0 where there is nothing to add."""
     if R > 0:
         rank = tl.arange(0, BR)
-        inside = rank < R
-        a = tl.load(
-            low + row[:, None] * low_row + rank[None, :] * low_column,
-            mask=(row < n)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        b = tl.load(
+        return tl.load(
             by + rank[:, None] * by_column + column[None, :] * by_row,
-            mask=inside[:, None] & (column < f)[None, :],
+            mask=(rank < R)[:, None] & (column < f)[None, :],
             other=0.0,
         )
-        x += tl.dot(a, b, input_precision="ieee")
-    return x
+    return 0.0
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _swiglu(  # type: ignore[no-untyped-def]
-    gate, up, out, n, f,
-    gate_low, gate_by, gl0, gl1, gb0, gb1, up_low, up_by, ul0, ul1, ub0, ub1,
-    GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
-    column = tl.program_id(0) * BF + tl.arange(0, BF)
-    at = row[:, None] * f + column[None, :]
-    inside = (row < n)[:, None] & (column < f)[None, :]
-    half = out.dtype.element_ty
-    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    g = _with_low(g, gate_low, gate_by, row, column, n, f, gl0, gl1, gb0, gb1, GR, BR)
-    u = _with_low(u, up_low, up_by, row, column, n, f, ul0, ul1, ub0, ub1, UR, BR)
-    g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
-    silu = (g * tl.sigmoid(g)).to(half).to(tl.float32)
-    tl.store(out + at, (silu * u).to(half), mask=inside)
+def _with_low(x, low, columns, row, n, low_row, low_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x + low columns for a tile; R is 0 where there is nothing to add."""
+    if R > 0:
+        rank = tl.arange(0, BR)
+        rows = tl.load(
+            low + row[:, None] * low_row + rank[None, :] * low_column,
+            mask=(row < n)[:, None] & (rank < R)[None, :],
+            other=0.0,
+        )
+        x += tl.dot(rows, columns, input_precision="ieee")
+    return x
 
 
 def _arguments(low: Any, x: torch.Tensor) -> tuple[list[Any], int]:
@@ -244,21 +231,73 @@ def _arguments(low: Any, x: torch.Tensor) -> tuple[list[Any], int]:
     return [rows, by, *rows.stride(), *by.stride()], rows.shape[1]
 
 
-TILE, BACKWARD_TILE = {"BN": 32, "BF": 128, "num_warps": 4}, {"BN": 32, "BF": 64, "num_warps": 4}
-"""Rows, columns and warps of a program: the fastest of those tried (bench/RESULTS.md)."""
+def _ranks(*ranks: int) -> int:
+    return max(16, triton.next_power_of_2(max(ranks)))
+
+
+def _grid(n: int, f: int, tile: dict[str, int]) -> tuple[int, int]:
+    return triton.cdiv(f, tile["BF"]), triton.cdiv(n, tile["BN"] * tile["TILES"])
+
+
+TILE = {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
+BACKWARD_TILE = {"BN": 32, "BF": 64, "TILES": 1, "num_warps": 4}
+ADD_TILE = {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
+"""Rows and columns of a tile, tiles below each other for a program, and its warps: the fastest of those tried."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add(  # type: ignore[no-untyped-def]
+    x, residual, n, f, low, by, l0, l1, b0, b1,
+    R: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * BF + tl.arange(0, BF)
+    columns = _columns(by, column, f, b0, b1, R, BR)
+    for tile in range(TILES):
+        row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
+        at = row[:, None] * f + column[None, :]
+        inside = (row < n)[:, None] & (column < f)[None, :]
+        total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        other = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        total = _with_low(total, low, columns, row, n, l0, l1, R, BR) + other
+        tl.store(x + at, total.to(x.dtype.element_ty), mask=inside)
+
+
+def add_(x: torch.Tensor, low: Any, residual: torch.Tensor) -> None:
+    """See `sweeptune.kernels.ops.add_`."""
+    (n, f), (given, rank) = x.shape, _arguments(low, x)
+    _add[_grid(n, f, ADD_TILE)](x, residual, n, f, *given, R=rank, BR=_ranks(rank), **ADD_TILE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _swiglu(  # type: ignore[no-untyped-def]
+    gate, up, out, n, f,
+    gate_low, gate_by, gl0, gl1, gb0, gb1, up_low, up_by, ul0, ul1, ub0, ub1,
+    GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr,
+    BN: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * BF + tl.arange(0, BF)
+    gate_columns = _columns(gate_by, column, f, gb0, gb1, GR, BR)
+    up_columns = _columns(up_by, column, f, ub0, ub1, UR, BR)
+    half = out.dtype.element_ty
+    for tile in range(TILES):
+        row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
+        at = row[:, None] * f + column[None, :]
+        inside = (row < n)[:, None] & (column < f)[None, :]
+        g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+        g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
+        u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
+        g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
+        silu = (g * tl.sigmoid(g)).to(half).to(tl.float32)
+        tl.store(out + at, (silu * u).to(half), mask=inside)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, gate_low: Any, up_low: Any) -> torch.Tensor:
     """See `sweeptune.kernels.ops.swiglu`."""
     (n, f), out = gate.shape, torch.empty_like(gate)
     (first, gr), (second, ur) = _arguments(gate_low, gate), _arguments(up_low, gate)
-    grid = (triton.cdiv(f, TILE["BF"]), triton.cdiv(n, TILE["BN"]))
-    _swiglu[grid](gate, up, out, n, f, *first, *second, GR=gr, UR=ur, BR=_ranks(gr, ur), **TILE)
+    _swiglu[_grid(n, f, TILE)](gate, up, out, n, f, *first, *second, GR=gr, UR=ur, BR=_ranks(gr, ur), **TILE)
     return out
-
-
-def _ranks(*ranks: int) -> int:
-    return max(16, triton.next_power_of_2(max(ranks)))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -266,25 +305,30 @@ def _swiglu_backward(  # type: ignore[no-untyped-def]
     grad, gate, up, n, f,
     grad_low, grad_by, dl0, dl1, db0, db1,
     gate_low, gate_by, gl0, gl1, gb0, gb1, up_low, up_by, ul0, ul1, ub0, ub1,
-    DR: tl.constexpr, GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
+    DR: tl.constexpr, GR: tl.constexpr, UR: tl.constexpr, BR: tl.constexpr,
+    BN: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     column = tl.program_id(0) * BF + tl.arange(0, BF)
-    at = row[:, None] * f + column[None, :]
-    inside = (row < n)[:, None] & (column < f)[None, :]
+    grad_columns = _columns(grad_by, column, f, db0, db1, DR, BR)
+    gate_columns = _columns(gate_by, column, f, gb0, gb1, GR, BR)
+    up_columns = _columns(up_by, column, f, ub0, ub1, UR, BR)
     half = gate.dtype.element_ty
-    d = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    d = _with_low(d, grad_low, grad_by, row, column, n, f, dl0, dl1, db0, db1, DR, BR)
-    g = _with_low(g, gate_low, gate_by, row, column, n, f, gl0, gl1, gb0, gb1, GR, BR)
-    u = _with_low(u, up_low, up_by, row, column, n, f, ul0, ul1, ub0, ub1, UR, BR)
-    g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
-    s = tl.sigmoid(g)
-    silu = (g * s).to(half).to(tl.float32)
-    tl.store(gate + at, (d * u * (s + g * s * (1.0 - s))).to(half), mask=inside)
-    tl.store(up + at, (d * silu).to(half), mask=inside)
-    tl.store(grad + at, (silu * u).to(half), mask=inside)
+    for tile in range(TILES):
+        row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
+        at = row[:, None] * f + column[None, :]
+        inside = (row < n)[:, None] & (column < f)[None, :]
+        d = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+        d = _with_low(d, grad_low, grad_columns, row, n, dl0, dl1, DR, BR)
+        g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
+        u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
+        g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
+        s = tl.sigmoid(g)
+        silu = (g * s).to(half).to(tl.float32)
+        tl.store(gate + at, (d * u * (s + g * s * (1.0 - s))).to(half), mask=inside)
+        tl.store(up + at, (d * silu).to(half), mask=inside)
+        tl.store(grad + at, (silu * u).to(half), mask=inside)
 
 
 def swiglu_backward_(
@@ -293,9 +337,9 @@ def swiglu_backward_(
     """See `sweeptune.kernels.ops.swiglu_backward_`."""
     n, f = gate.shape
     (zeroth, dr), (first, gr), (second, ur) = (_arguments(low, gate) for low in (grad_low, gate_low, up_low))
-    grid = (triton.cdiv(f, BACKWARD_TILE["BF"]), triton.cdiv(n, BACKWARD_TILE["BN"]))
-    _swiglu_backward[grid](
-        grad, gate, up, n, f, *zeroth, *first, *second, DR=dr, GR=gr, UR=ur, BR=_ranks(dr, gr, ur), **BACKWARD_TILE
+    tile = BACKWARD_TILE
+    _swiglu_backward[_grid(n, f, tile)](
+        grad, gate, up, n, f, *zeroth, *first, *second, DR=dr, GR=gr, UR=ur, BR=_ranks(dr, gr, ur), **tile
     )
 
 

@@ -87,7 +87,7 @@ def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
 
 @dataclass(eq=False)
 class Ticket:
-    """A block's input that was put away: its number, shape, and itself where it is back."""
+    """A block's input that was put away: its number, shape, and itself where it is on the device."""
 
     number: int
     like: tuple[torch.Size, torch.dtype]
@@ -95,15 +95,17 @@ class Ticket:
 
 
 class Stash:
-    """`sweeptune.kernels.offload.Stash` as the device sees it: an input goes when it is put away, and comes back while
-    the block behind it computes."""
+    """`sweeptune.kernels.offload.Stash` as the device sees it: an input goes when the next one is put away, and comes
+    back while the block behind it computes."""
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
 
     def put(self, hidden: torch.Tensor) -> Ticket:
-        """Forget a block's input but for its shape."""
-        self.tickets.append(Ticket(len(self.tickets), (hidden.shape, hidden.dtype)))
+        """Keep a block's input; forget the one before but for its shape."""
+        if self.tickets:
+            self.tickets[-1].back = None
+        self.tickets.append(Ticket(len(self.tickets), (hidden.shape, hidden.dtype), hidden.detach()))
         return self.tickets[-1]
 
     def get(self, ticket: Ticket) -> torch.Tensor | None:
@@ -128,7 +130,7 @@ def fused_kernels() -> Iterator[None]:
     with ExitStack() as stack:
         for kernel in kernels:
             stack.enter_context(patch.object(ops, kernel.__name__, kernel))
-        for name in ("rope_", "swiglu_backward_"):
+        for name in ("add_", "rope_", "swiglu_backward_"):
             stack.enter_context(patch.object(ops, name, nothing))
         for module in (linear, head):
             stack.enter_context(patch.object(module, "product", product))
