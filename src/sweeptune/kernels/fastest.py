@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def _measure(device: torch.device, heads: int, key_heads: int, width: int, dtype
     )
     found = {}
     for name, kernel in CANDIDATES.items():
-        with suppress(RuntimeError):  # this kernel does not do these heads, or not on this GPU
+        # One that does not do these heads, or not on this GPU, raises; torch's warnings say of every other why not.
+        with suppress(RuntimeError), warnings.catch_warnings(action="ignore"):
             found[name] = _milliseconds(kernel, q, k, v)
     return found
 

@@ -198,15 +198,13 @@ def rope_(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _columns(by, column, f, by_row, by_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """by^T of some columns, [BR, columns]; R is 0 where there is nothing to add."""
-    if R > 0:
-        rank = tl.arange(0, BR)
-        return tl.load(
-            by + rank[:, None] * by_column + column[None, :] * by_row,
-            mask=(rank < R)[:, None] & (column < f)[None, :],
-            other=0.0,
-        )
-    return 0.0
+    """by^T of some columns, [BR, columns]; nothing is read where R is 0."""
+    rank = tl.arange(0, BR)
+    return tl.load(
+        by + rank[:, None] * by_column + column[None, :] * by_row,
+        mask=(rank < R)[:, None] & (column < f)[None, :],
+        other=0.0,
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
