@@ -131,7 +131,8 @@ LATE_RANK = 64
 
 
 def _with(x: torch.Tensor, low: Low | None) -> torch.Tensor:
-    return x if low is None else torch.addmm(x, low[0], low[1].t())
+    """In fp32: rounded to x's dtype again, what an adapter has just begun to learn would be gone."""
+    return x.float() if low is None else torch.addmm(x.float(), low[0].float(), low[1].float().t())
 
 
 def add_(x: torch.Tensor, low: Low, residual: torch.Tensor) -> None:
@@ -145,7 +146,7 @@ def add_(x: torch.Tensor, low: Low, residual: torch.Tensor) -> None:
     if _on_gpu(x):
         triton_ops().add_(x, low, residual)
         return
-    x.copy_(torch.addmm(x.float(), low[0].float(), low[1].float().t()).add_(residual))
+    x.copy_(_with(x, low).add_(residual))
 
 
 def swiglu(
@@ -162,7 +163,8 @@ def swiglu(
     if _on_gpu(gate):
         found: torch.Tensor = triton_ops().swiglu(gate, up, gate_low, up_low)
         return found
-    return F.silu(_with(gate, gate_low)) * _with(up, up_low)
+    half = gate.dtype
+    return (F.silu(_with(gate, gate_low)).to(half) * _with(up, up_low)).to(half)
 
 
 def swiglu_backward_(
@@ -186,10 +188,9 @@ def swiglu_backward_(
     if _on_gpu(grad):
         triton_ops().swiglu_backward_(grad, gate, up, grad_low, gate_low, up_low)
         return
-    whole, g, u = _with(grad, grad_low).float(), _with(gate, gate_low), _with(up, up_low)
-    silu, g = F.silu(g), g.float()
-    sigmoid = torch.sigmoid(g)
-    into_gate, into_up, act = whole * u.float() * (sigmoid + g * sigmoid * (1 - sigmoid)), whole * silu, silu * u
+    whole, g, u = _with(grad, grad_low), _with(gate, gate_low), _with(up, up_low)
+    sigmoid, silu = torch.sigmoid(g), F.silu(g).to(gate.dtype).float()
+    into_gate, into_up, act = whole * u * (sigmoid + g * sigmoid * (1 - sigmoid)), whole * silu, silu * u
     for old, new in ((gate, into_gate), (up, into_up), (grad, act)):
         old.copy_(new)
 

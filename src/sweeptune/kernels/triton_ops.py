@@ -237,10 +237,11 @@ def _grid(n: int, f: int, tile: dict[str, int]) -> tuple[int, int]:
     return triton.cdiv(f, tile["BF"]), triton.cdiv(n, tile["BN"] * tile["TILES"])
 
 
-TILE = {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
-BACKWARD_TILE = {"BN": 32, "BF": 64, "TILES": 1, "num_warps": 4}
-ADD_TILE = {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
-"""Rows and columns of a tile, tiles below each other for a program, and its warps: the fastest of those tried."""
+TILE, PLAIN_TILE = {"BN": 32, "BF": 64, "TILES": 8, "num_warps": 4}, {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
+BACKWARD_TILE = {"BN": 16, "BF": 128, "TILES": 8, "num_warps": 4}
+ADD_TILE = {"BN": 16, "BF": 256, "TILES": 1, "num_warps": 4}
+"""Rows and columns of a tile, tiles below each other for a program, and its warps: the fastest of those tried on an
+H200 (2026-11-28, 16,384 x 8,192 in bf16, rank 16; forward 0.277 -> 0.253 ms, backward 0.577 -> 0.525)."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -285,7 +286,6 @@ def _swiglu(  # type: ignore[no-untyped-def]
         u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
         g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
         u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
-        g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
         silu = (g * tl.sigmoid(g)).to(half).to(tl.float32)
         tl.store(out + at, (silu * u).to(half), mask=inside)
 
@@ -294,7 +294,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, gate_low: Any, up_low: Any) -> 
     """See `sweeptune.kernels.ops.swiglu`."""
     (n, f), out = gate.shape, torch.empty_like(gate)
     (first, gr), (second, ur) = _arguments(gate_low, gate), _arguments(up_low, gate)
-    _swiglu[_grid(n, f, TILE)](gate, up, out, n, f, *first, *second, GR=gr, UR=ur, BR=_ranks(gr, ur), **TILE)
+    tile = TILE if gr or ur else PLAIN_TILE
+    _swiglu[_grid(n, f, tile)](gate, up, out, n, f, *first, *second, GR=gr, UR=ur, BR=_ranks(gr, ur), **tile)
     return out
 
 
@@ -321,7 +322,6 @@ def _swiglu_backward(  # type: ignore[no-untyped-def]
         d = _with_low(d, grad_low, grad_columns, row, n, dl0, dl1, DR, BR)
         g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
         u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
-        g, u = g.to(half).to(tl.float32), u.to(half).to(tl.float32)
         s = tl.sigmoid(g)
         silu = (g * s).to(half).to(tl.float32)
         tl.store(gate + at, (d * u * (s + g * s * (1.0 - s))).to(half), mask=inside)
