@@ -3,8 +3,10 @@
     y = x W^T + s (x A^T) B^T         (Hu et al. 2021, arXiv 2106.09685)
 
 Layers that read the same x (query, key and value; gate and up) form a group: their A stand below each other in one
-matrix, so that x is read once for all of them. What an adapter adds goes into the product that is there already
-(beta = 1), so that nothing large is scaled or added in a pass of its own. W may be stored in fp32 (cast for each use),
+matrix, so that x is read once for all of them. What an adapter adds comes first, and the large product is added to it
+(beta = 1): nothing large is scaled or added in a pass of its own, and the sum is rounded once. Added to a product that
+is rounded already, most of what an adapter has just begun to learn is smaller than half a step of bf16 and would be
+lost (as it is in plain code). W may be stored in fp32 (cast for each use),
 in the compute precision, or in NF4 (dequantised for each use into memory that the next use takes again).
 """
 
@@ -45,12 +47,12 @@ class Projection:
     scale: float = 1.0
 
     def times(self, x: Operand, into: torch.Tensor | None = None) -> torch.Tensor:
-        """x W^T [n, out], plus ``into``."""
+        """x W^T [n, out], added in place to ``into`` where there is one."""
         if isinstance(self.base, Fp8Linear):
             found = times(x.rounded, self.base, x.plain.dtype)
-            return found if into is None else found.add_(into)
+            return found if into is None else into.add_(found)
         weight = dense(self.base, x.plain.dtype)
-        return torch.mm(x.plain, weight.t()) if into is None else torch.addmm(into, x.plain, weight.t())
+        return torch.mm(x.plain, weight.t()) if into is None else into.addmm_(x.plain, weight.t())
 
     def times_transposed(self, dy: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
         """dy W [n, in], added in place to ``into`` where there is one."""
@@ -183,12 +185,13 @@ class Group:
         lows = None if self.a is None else torch.mm(x, self.a.t())
         outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            low = (lows[:, slot], b) if add and b is not None and lows is not None else None
-            y = p.times(operand, into if low is None else None)
-            if low is not None and into is not None and self.widest <= ops.LATE_RANK:
-                ops.add_(y, low, into)
-            elif low is not None:
-                y.addmm_(low[0], low[1].t())
+            if not add or b is None or lows is None:
+                y = p.times(operand, None if into is None else into.clone())
+            elif into is not None and self.widest <= ops.LATE_RANK:
+                y = p.times(operand)
+                ops.add_(y, (lows[:, slot], b), into)
+            else:
+                y = p.times(operand, torch.mm(lows[:, slot], b.t()))
                 y = y if into is None else y.add_(into)
             outputs.append(y)
         return outputs, lows
@@ -207,11 +210,11 @@ class Group:
         """
         into_low = self.into_low(grads)
         found: torch.Tensor | None = None
+        if add and into_low is not None and self.a is not None:
+            found = torch.mm(into_low, self.a)
         for dy, p in zip(grads, self.projections, strict=True):
             found = p.times_transposed(dy, found)
         assert found is not None, "a group has a layer"
-        if add and into_low is not None and self.a is not None:
-            found.addmm_(into_low, self.a)
         return found, into_low
 
     def into_trained(
