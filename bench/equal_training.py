@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import ROOT
 from equal_table import KERNELS, Key, Loss, section, table
 from gpu import MODEL, provide_model
@@ -127,7 +128,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for the table and the losses")
     parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
     parser.add_argument("--work", type=Path, default=Path("/tmp/sweeptune-equal"), help="folder for the runs")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--only", nargs="+", help="some of the runs, by the beginning of their names: lora-plain")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="200; 4 with --tiny")
@@ -151,6 +152,10 @@ def main() -> None:
         return
     if options.out is None or (options.data is None and not options.tiny):
         parser.error("--out and, unless --tiny, --data have to be given")
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA GPU here; --tiny is a trial on a CPU")
+    if not options.tiny and not options.data.is_file():
+        parser.error(f"--data {options.data}: no such file")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes what runs along
     steps = options.steps or (4 if options.tiny else 200)
     command = shlex.join(["python", "bench/equal_training.py", *sys.argv[1:]])
@@ -183,6 +188,8 @@ def main() -> None:
     if options.results:
         put(options.results, section(found, options.methods, options.seeds, steps, command))
     print("\n".join(table(found, options.methods, options.seeds)))
+    if all(each["loss"] is None for each in found):
+        sys.exit(1)
 
 
 def name_of_loss(found: Loss) -> str:

@@ -352,6 +352,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="some of the parts")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch finds no CUDA GPU here; on a CPU, pytest tests/kernels compares the kernels' plain twins")
     options.out.mkdir(parents=True, exist_ok=True)
     for part in map(PARTS.get, options.only):
         try:

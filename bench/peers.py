@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import ROOT, gib
 from peers_job import Job, digest, read_steps, save_steps
 from peers_rows import LR, ROWS, WARMUP, Row, Visit, tiny, work_of
@@ -493,6 +494,22 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def cannot_run(options: argparse.Namespace) -> str | None:
+    """What is missing for a row."""
+    if options.out is None:
+        return "--out DIR has to be given: figures, logs and the section go there"
+    if options.tiny:
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU here; --tiny tries the row on a CPU"
+    files = {"--tokenizer": options.tokenizer} | ({"--data": options.data} if ROWS[options.row].real else {})
+    for name, file in files.items():
+        if file is None or not file.is_file():
+            what = "tokenizer.model of InternLM2" if name == "--tokenizer" else "GSM8K as a jsonl file"
+            return f"{name} {file or '...'}: no such file; it has to be {what}"
+    return None
+
+
 def visit_of(options: argparse.Namespace) -> Visit:
     """What the command line says."""
     row = ROWS[options.row]
@@ -533,8 +550,8 @@ def main() -> None:
     stacks = options.stacks or known
     if unknown := [stack for stack in stacks if stack not in known]:
         parser.error(f"--stacks {' '.join(unknown)}: this row has {', '.join(known)}")
-    if options.out is None or (options.tokenizer is None and not options.tiny):
-        parser.error("--out and, unless --tiny, --tokenizer have to be given")
+    if obstacle := cannot_run(options):
+        parser.error(obstacle)
     visit = visit_of(options)
     visit.out.mkdir(parents=True, exist_ok=True)
     # A visit that is ended from outside takes its worker along, which would keep the GPU.

@@ -133,6 +133,7 @@ RULES = [
     (["hardware=cpu", "hardware.precision=fp16"], "Use hardware.precision=fp32 or hardware.precision=bf16"),
     (["hardware=cpu", "model.dtype=fp16"], "Use model.dtype=fp32 or model.dtype=bf16"),
     (["method=full", "model.dtype=fp16"], "model.dtype=fp16 with method=full"),
+    (["hardware=cpu", "hardware.gradient_checkpointing=offload"], "Use hardware.gradient_checkpointing=true"),
     (["hardware=cpu", "optim=paged_adamw_8bit"], "Use optim=adamw_8bit or optim=adamw"),
     (["hardware=cpu", "hardware.memory_cap_gib=4"], "Use hardware.memory_cap_gib=null"),
     (["hardware.gpus=1", "hardware.gpus_per_trial=2"], "Use hardware.gpus_per_trial=1 or hardware.gpus=2"),
@@ -229,6 +230,11 @@ def test_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeptune.config.rules.gpu_count", lambda: 1)
     allowed = ["hardware=gpu", "hardware.precision=fp16", "optim=paged_adamw_8bit", "hardware.memory_cap_gib=4"]
     assert check(allowed, multirun=False) == []
+    offload = ["hardware=gpu", "hardware.gradient_checkpointing=offload"]
+    assert check(offload, multirun=False) == []
+    for override in ("hardware.kernels=plain", "hardware.precision=fp32"):
+        (problem,) = check([*offload, override], multirun=False)
+        assert "needs the fused kernels" in problem and override in problem
     problems = check(["hardware=gpu", "hardware.gpus_per_trial=2"], multirun=False)
     assert problems == ["hardware.gpus_per_trial=2: this machine has 1. Use hardware.gpus_per_trial=1"]
 

@@ -130,6 +130,7 @@ class NoDevice:
 def compile_all() -> None:
     """Compile what every case calls."""
     import triton
+
     from sweeptune.kernels import triton_ops
 
     triton.runtime.driver.set_active(NoDevice())

@@ -130,6 +130,23 @@ def _needs_cuda(config: Config) -> Iterator[str]:
         )
 
 
+def _offload(config: Config) -> Iterator[str]:
+    hardware, obstacle = config.hardware, None
+    if hardware.gradient_checkpointing != "offload":
+        return
+    if _on_cpu(config):
+        obstacle = f"they need a CUDA GPU, and {_why_cpu(config)}"
+    elif hardware.kernels == "plain":
+        obstacle = "hardware.kernels=plain is chosen"
+    elif hardware.precision in ("fp32", "fp16"):
+        obstacle = f"they compute in bf16, and hardware.precision={hardware.precision} is chosen"
+    if obstacle:
+        yield (
+            f"hardware.gradient_checkpointing=offload: needs the fused kernels; {obstacle}. Use "
+            "hardware.gradient_checkpointing=true"
+        )
+
+
 def flash_installed(attention: str) -> bool:
     """Whether the package of a ``flash_attention_*`` is installed."""
     try:
@@ -253,6 +270,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _device,
     _precision,
     _needs_cuda,
+    _offload,
     _attention,
     _packing,
     _gpus,

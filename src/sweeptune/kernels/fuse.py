@@ -95,7 +95,8 @@ def install(model: Any, wanted: str, device: torch.device, compute: torch.dtype,
     Raises:
         ConfigError: Only fused kernels can do what ``checkpointing`` asks for, and they cannot be used.
     """
-    return install_unless(plain_reason(model, wanted, compute) or _no_kernels(device), model, compute, checkpointing)
+    reason = None if wanted == "plain" else _no_kernels(device)
+    return install_unless(reason or plain_reason(model, wanted, compute), model, compute, checkpointing)
 
 
 def install_unless(
