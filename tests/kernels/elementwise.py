@@ -64,13 +64,6 @@ def swiglu(kernels: Any, width: int, ranks: tuple[int, int, int]) -> Results:
     return [y, grad, gate, up]
 
 
-def add(kernels: Any, width: int, rank: int) -> Results:
-    """What an adapter adds, and a residual."""
-    x, residual, (low,) = draw(37, width), draw(37, width), lows((rank,), 37, width)
-    kernels.add_(x, low, residual)
-    return [x]
-
-
 def nf4(kernels: Any, nested: bool, size: tuple[int, int]) -> Results:
     """A weight that bitsandbytes has quantised; on a CPU it reads rows of 96 wrongly itself (0.50)."""
     packed, state = bnb.functional.quantize_4bit(draw(*size), quant_type="nf4", compress_statistics=nested)
@@ -100,7 +93,6 @@ CASES: dict[str, Callable[[Any], Results]] = {
         for w in WIDTHS
         for r in ((0, 0, 0), (16, 16, 16), (16, 0, 48), (0, 64, 0), (16, 0, 0))
     },
-    **{f"add {w} {r}": lambda k, w=w, r=r: add(k, w, r) for w in WIDTHS for r in (16, 48)},  # type: ignore[misc]
     **{f"nf4 {n} {s}": lambda k, n=n, s=s: nf4(k, n, s) for n in (False, True) for s in ((64, 128), (257, 192))},  # type: ignore[misc]
     **{f"loss {w} {g}": lambda k, w=w, g=g: loss(k, w, g) for w in (50, 512, 9001) for g in (False, True)},  # type: ignore[misc]
 }

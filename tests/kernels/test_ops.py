@@ -37,6 +37,17 @@ def test_a_triton_kernel_computes_what_its_plain_version_does(name, interpreted)
     assert interpreted[name] < 1e-5
 
 
+@pytest.mark.slow
+def test_every_triton_kernel_compiles_for_a_gpu():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed (torch for CUDA brings it): its kernels cannot be compiled here")
+    command = [sys.executable, "-m", "tests.kernels.elementwise", "compile"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    compiled = json.loads(ran.stdout.splitlines()[-1])
+    assert list(compiled) == list(CASES) and min(compiled.values()) > 0
+
+
 def close(ours: torch.Tensor | None, expected: torch.Tensor) -> None:
     assert ours is not None
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)

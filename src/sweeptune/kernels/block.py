@@ -98,7 +98,6 @@ class Block:
         self.first, self.second = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.heads = [Norm(getattr(attention, f"{x}_norm")) for x in "qk" if hasattr(attention, f"{x}_norm")]
         self.late = max(gate_up.widest, down.widest) <= ops.LATE_RANK
-        self.late_out = 0 < out.widest <= ops.LATE_RANK  # the residual is added with the adapter, else with the norm
         self.recompute = False
         self.stash: Stash | None = None
         norms = [norm.weight for norm in (self.first, self.second, *self.heads)]
@@ -147,9 +146,8 @@ class Block:
         else:
             leaves, attended = parts, call.attend(*parts).reshape(rows, length, -1)
         del parts
-        residual = x if self.late_out else None
-        (mixed,), low_out = self.out.forward(attended.detach().view(len(x), -1), into=residual)
-        b, rstd_h, h = self.second.forward(mixed, None if self.late_out else x)
+        (mixed,), low_out = self.out.forward(attended.detach().view(len(x), -1))
+        b, rstd_h, h = self.second.forward(mixed, x)
         del mixed
         (gate, up), low_gate_up = self.gate_up.forward(b, add=not self.late)
         del b

@@ -177,22 +177,17 @@ class Group:
 
         Args:
             x: The input.
-            into: [n, out], added to the only layer's output together with what the adapter adds, or behind it: what has
-                been learned may be smaller than half a step of the residual's bf16, and added to a sum that is rounded
-                already it would be lost.
+            into: [n, out], added to the only layer's output, behind what an adapter adds.
             add: Whether outputs have what adapters add; else `low` says what is missing.
         """
         lows = None if self.a is None else torch.mm(x, self.a.t())
         outputs, operand = [], Operand(x)
         for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            if not add or b is None or lows is None:
-                y = p.times(operand, None if into is None else into.clone())
-            elif into is not None and self.widest <= ops.LATE_RANK:
-                y = p.times(operand)
-                ops.add_(y, (lows[:, slot], b), into)
-            else:
+            if add and b is not None and lows is not None:
                 y = p.times(operand, torch.mm(lows[:, slot], b.t()))
                 y = y if into is None else y.add_(into)
+            else:
+                y = p.times(operand, None if into is None else into.clone())
             outputs.append(y)
         return outputs, lows
 

@@ -135,20 +135,6 @@ def _with(x: torch.Tensor, low: Low | None) -> torch.Tensor:
     return x.float() if low is None else torch.addmm(x.float(), low[0].float(), low[1].float().t())
 
 
-def add_(x: torch.Tensor, low: Low, residual: torch.Tensor) -> None:
-    """Add what an adapter adds, and the residual, to x [n, f]: one pass, rounded once.
-
-    Args:
-        x: Overwritten.
-        low: Of rank at most `LATE_RANK`.
-        residual: [n, f].
-    """
-    if _on_gpu(x):
-        triton_ops().add_(x, low, residual)
-        return
-    x.copy_(_with(x, low).add_(residual))
-
-
 def swiglu(
     gate: torch.Tensor, up: torch.Tensor, gate_low: Low | None = None, up_low: Low | None = None
 ) -> torch.Tensor:

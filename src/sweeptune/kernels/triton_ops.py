@@ -239,32 +239,8 @@ def _grid(n: int, f: int, tile: dict[str, int]) -> tuple[int, int]:
 
 TILE, PLAIN_TILE = {"BN": 32, "BF": 64, "TILES": 8, "num_warps": 4}, {"BN": 32, "BF": 128, "TILES": 1, "num_warps": 4}
 BACKWARD_TILE = {"BN": 16, "BF": 128, "TILES": 8, "num_warps": 4}
-ADD_TILE = {"BN": 16, "BF": 256, "TILES": 1, "num_warps": 4}
 """Rows and columns of a tile, tiles below each other for a program, and its warps: the fastest of those tried on an
 H200 (2026-11-28, 16,384 x 8,192 in bf16, rank 16; forward 0.277 -> 0.253 ms, backward 0.577 -> 0.525)."""
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _add(  # type: ignore[no-untyped-def]
-    x, residual, n, f, low, by, l0, l1, b0, b1,
-    R: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    column = tl.program_id(0) * BF + tl.arange(0, BF)
-    columns = _columns(by, column, f, b0, b1, R, BR)
-    for tile in range(TILES):
-        row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
-        at = row[:, None] * f + column[None, :]
-        inside = (row < n)[:, None] & (column < f)[None, :]
-        total = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        other = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-        total = _with_low(total, low, columns, row, n, l0, l1, R, BR) + other
-        tl.store(x + at, total.to(x.dtype.element_ty), mask=inside)
-
-
-def add_(x: torch.Tensor, low: Any, residual: torch.Tensor) -> None:
-    """See `sweeptune.kernels.ops.add_`."""
-    (n, f), (given, rank) = x.shape, _arguments(low, x)
-    _add[_grid(n, f, ADD_TILE)](x, residual, n, f, *given, R=rank, BR=_ranks(rank), **ADD_TILE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
