@@ -126,13 +126,16 @@ def products(shape: Shape) -> dict[Product, float]:
     for name, (size, outputs) in shape.groups.items():
         wanted = layers - 1 if name == "qkv" and not shape.full else layers
         for number, out in enumerate(outputs):
-            found[Product(n, out, size, "nt")] += layers
-            found[Product(n, size, out, "nn", into=number > 0)] += wanted
+            # An adapter's product comes first, and the large one is added to it; so is down's to the residual.
+            inside = late and name == "gate, up" if not shape.full else name != "down"
+            found[Product(n, out, size, "nt", into=not inside)] += layers
+            first = number == 0 and (shape.full or (late and name == "down"))
+            found[Product(n, size, out, "nn", into=not first)] += wanted
             if shape.full:
                 found[Product(out, size, n, "tn")] += layers
             else:
                 if not (late and name == "gate, up"):
-                    found[Product(n, out, rank, "nt", into=True)] += layers
+                    found[Product(n, out, rank, "nt")] += layers
                 found[Product(n, rank, out, "nn")] += layers  # gradient of x A^T
                 found[Product(out, rank, n, "tn")] += layers  # of B
         if not shape.full:
@@ -140,7 +143,7 @@ def products(shape: Shape) -> dict[Product, float]:
             found[Product(n, ranks, size, "nt")] += layers
             found[Product(ranks, size, n, "tn")] += layers  # of A
             if not (late and name == "down"):
-                found[Product(n, size, ranks, "nn", into=True)] += wanted
+                found[Product(n, size, ranks, "nn")] += wanted
     rows = min(chunk_rows(shape.vocabulary), shape.loss_tokens)
     chunks = shape.loss_tokens / rows
     found[Product(rows, shape.vocabulary, shape.hidden, "nt")] += chunks

@@ -29,17 +29,17 @@ SHAPE = Shape(
 
 
 class Recorder(TorchDispatchMode):
-    """Counts matrix products [m, k] x [k, n]."""
+    """Counts matrix products [m, k] x [k, n], those that are added to something apart."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[int, int, int]] = Counter()
+        self.found: Counter[tuple[int, int, int, bool]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm", "addmm_"):
             a, b = args[:2] if name == "mm" else args[1:3]
-            self.found[a.shape[0], b.shape[1], a.shape[1]] += 1
+            self.found[a.shape[0], b.shape[1], a.shape[1], name != "mm"] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -52,12 +52,12 @@ def test_the_products_are_those_that_a_fused_step_makes(method, rank):
     with recorder:
         gradients(model, found)
     shape = step_floor.shape_of(model.config, found.tokens, found.loss_tokens, rank, nf4=method == "qlora")
-    expected: Counter[tuple[int, int, int]] = Counter()
+    expected: Counter[tuple[int, int, int, bool]] = Counter()
     for product, times in step_floor.products(shape).items():
-        expected[product.m, product.n, product.k] += round(times)
-    made: Counter[tuple[int, int, int]] = Counter()
-    for (m, n, k), count in recorder.found.items():  # gradients of B leave out what fills the rank up
-        made[m, 80 if n == 70 else n, k] += count
+        expected[product.m, product.n, product.k, product.into] += round(times)
+    made: Counter[tuple[int, int, int, bool]] = Counter()
+    for (m, n, k, into), count in recorder.found.items():  # gradients of B leave out what fills the rank up
+        made[m, 80 if n == 70 else n, k, into] += count
     assert made == expected
 
 
@@ -68,8 +68,8 @@ def test_products_of_full_fine_tuning_are_six_flops_a_weight_and_token() -> None
 
 def test_small_ranks_of_gate_up_and_down_are_part_of_swiglu() -> None:
     late, alone = (step_floor.products(Shape(**{**vars(SHAPE), "rank": rank})) for rank in (64, 80))
-    assert Product(100, 24, 64, "nt", into=True) not in late and Product(100, 24, 80, "nt", into=True) in alone
-    assert Product(100, 24, 64, "nn", into=True) not in late and Product(100, 24, 80, "nn", into=True) in alone
+    assert Product(100, 24, 64, "nt") not in late and Product(100, 24, 80, "nt") in alone
+    assert Product(100, 24, 64, "nn") not in late and Product(100, 24, 80, "nn") in alone
 
 
 def test_the_least_bytes_by_hand() -> None:

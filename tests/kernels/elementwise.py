@@ -6,8 +6,8 @@ prints ``{case: largest relative difference of a result}``; the variable has to 
 
     python -m tests.kernels.elementwise compile
 
-compiles the same calls in bf16 for an H100 instead, which needs no GPU: the interpreter takes more than the compiler
-does. It prints ``{case: kernels compiled}``.
+compiles the same calls, and those of the kernels that have no case, in bf16 for an H100 instead, which needs no GPU: the
+interpreter takes more than the compiler does. It prints ``{case: kernels compiled}``.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def lows(ranks: tuple[int, ...], n: int, f: int) -> list[ops.Low | None]:
 
 
 def swiglu(kernels: Any, width: int, ranks: tuple[int, int, int]) -> Results:
-    """Forward and backward, with what adapters add."""
-    grad, gate, up = draw(37, width), draw(37, width), draw(37, width)
-    grad_low, gate_low, up_low = lows(ranks, 37, width)
+    """Forward and backward, with what adapters add; of more rows than the tiles of one program."""
+    rows = 300 if width == WIDTHS[0] else 37
+    grad, gate, up = draw(rows, width), draw(rows, width), draw(rows, width)
+    grad_low, gate_low, up_low = lows(ranks, rows, width)
     y = kernels.swiglu(gate, up, gate_low, up_low)
     kernels.swiglu_backward_(grad, gate, up, grad_low, gate_low, up_low)
     return [y, grad, gate, up]
@@ -104,6 +105,33 @@ def run(name: str, kernels: Any) -> Results:
     return CASES[name](kernels)
 
 
+def adamw(by_chance: bool) -> None:
+    """One update, scaled by what clipping says."""
+    from sweeptune.kernels.adamw import Settings
+    from sweeptune.kernels.adamw_triton import triton_adamw_
+
+    settings = Settings(1e-3, 0.9, 0.999, 1e-8, 0.01, 1, (1, 2) if by_chance else None)
+    triton_adamw_(*(draw(64) for _ in range(4)), settings, torch.ones(()))
+
+
+def rows_of_a_table(_: Any) -> None:
+    """An embedding in the host's memory."""
+    from sweeptune.kernels.host_rows_triton import triton_rows
+
+    triton_rows(draw(8, 64), torch.tensor([1, 3]))
+
+
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "round to fp8": lambda k: k.quantize_rows(draw(4, 64), None),
+    "round columns to fp8": lambda k: k.quantize_rows(draw(4, 64), torch.ones(64, dtype=torch.float32)),
+    "transpose fp8": lambda k: k.transpose_bytes(torch.zeros(64, 64, dtype=torch.uint8).view(ops.FP8)),
+    "adamw": lambda _: adamw(False),
+    "adamw by chance": lambda _: adamw(True),
+    "rows of a table": rows_of_a_table,
+}
+"""Kernels that are compared elsewhere, or on a GPU alone."""
+
+
 class NoDevice:
     """What Triton asks of a driver before it compiles; there is nothing to launch on."""
 
@@ -139,6 +167,10 @@ def compile_all() -> None:
     for name in CASES:
         compiled = 0
         run(name, triton_ops)
+        found[name] = compiled
+    for name, call in OTHERS.items():
+        compiled = 0
+        call(triton_ops)
         found[name] = compiled
     print(json.dumps(found))
 

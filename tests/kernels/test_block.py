@@ -116,6 +116,24 @@ def test_what_an_adapter_adds_survives_what_is_much_larger(large):
     assert added.std() < 0.002 * without.float().std() and 0.8 < kept < 1.2
 
 
+def test_what_reaches_the_input_through_an_adapter_survives_what_is_much_larger():
+    from sweeptune.kernels.linear import Group, Projection
+
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    base = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    base.weight.copy_(draw(64, 64) / 8)
+    a, b = torch.nn.Parameter(draw(16, 64) / 8), torch.nn.Parameter(2e-4 * draw(64, 16))
+    dy, group = draw(16384, 64).bfloat16(), Group([Projection(base, a, b, 1.0)], torch.bfloat16)
+    without, _ = group.into_input([dy])
+    for to, of, times in group.casts():
+        to.copy_(of * times)
+    found, _ = group.into_input([dy])
+    added = dy.float() @ b @ a
+    kept = ((found.float() - without.float()) * added).sum() / added.square().sum()
+    assert 0.8 < kept < 1.2
+
+
 def test_swiglu_keeps_what_an_adapter_has_just_begun_to_learn():
     generator = torch.Generator().manual_seed(0)
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731

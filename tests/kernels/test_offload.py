@@ -71,3 +71,27 @@ def test_a_block_keeps_its_input_alone(options):
     loss.backward()
     if fast.stash is not None:
         assert fast.stash.host_bytes == 3 * 3 * 23 * 64 * 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: streams are the point")
+def test_on_a_gpu_inputs_come_back_whole_and_memory_is_used_again():
+    stash, size = Stash(), 2**24
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    for abandoned in (False, True, False):
+        stash.clear()
+        tickets = []
+        for number in range(8):
+            x = torch.full((size,), float(number), device="cuda")
+            tickets.append(stash.put(x))
+            last = x.data_ptr()
+            del x
+            torch.full((size,), -1.0, device="cuda")  # somebody else's
+        for ticket in tickets[: 5 if abandoned else 0 : -1]:
+            found = stash.get(ticket)
+            assert found is not None and bool((found == ticket.number).all())
+            assert ticket.number < 7 or found.data_ptr() == last, "the last one never left"
+            del found
+            torch.full((size,), -2.0, device="cuda")
+    assert torch.cuda.max_memory_reserved() - before <= 6 * size * 4

@@ -45,7 +45,7 @@ def test_every_triton_kernel_compiles_for_a_gpu():
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
     compiled = json.loads(ran.stdout.splitlines()[-1])
-    assert list(compiled) == list(CASES) and min(compiled.values()) > 0
+    assert set(compiled) > set(CASES) and min(compiled.values()) > 0
 
 
 def close(ours: torch.Tensor | None, expected: torch.Tensor) -> None:

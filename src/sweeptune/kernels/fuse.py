@@ -234,6 +234,8 @@ def fuse(model: Any, compute: torch.dtype, *, recompute: bool = False, offload: 
         _replace(found, rotary, partial(_rotary_forward, found, rotary, type(rotary).forward))
     handle = decoder.register_forward_pre_hook(partial(_begin, found), with_kwargs=True)
     found.undo.append(handle.remove)
+    if stash is not None:
+        found.undo.append(stash.clear)
     model.__dict__[FUSED] = found
     return found
 

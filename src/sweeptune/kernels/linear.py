@@ -4,10 +4,11 @@
 
 Layers that read the same x (query, key and value; gate and up) form a group: their A stand below each other in one
 matrix, so that x is read once for all of them. What an adapter adds comes first, and the large product is added to it
-(beta = 1): nothing large is scaled or added in a pass of its own, and the sum is rounded once. Added to a product that
-is rounded already, most of what an adapter has just begun to learn is smaller than half a step of bf16 and would be
-lost (as it is in plain code). W may be stored in fp32 (cast for each use),
-in the compute precision, or in NF4 (dequantised for each use into memory that the next use takes again).
+(beta = 1): nothing large is scaled or added in a pass of its own, and both are rounded once, together. Added to a
+product that is rounded already, most of what an adapter has just begun to learn is smaller than half a step of bf16 and
+would be lost, as it is in plain code, and here with weights in 8-bit floating point, whose products leave their kernel
+rounded. W may be stored in fp32 (cast for each use), in the compute precision, or in NF4 (dequantised for each use into
+memory that the next use takes again).
 """
 
 from __future__ import annotations
