@@ -6,7 +6,7 @@ prints ``{case: largest relative difference of a result}``; the variable has to 
 
     python -m tests.kernels.elementwise compile
 
-compiles the same calls, and those of the kernels that have no case, in bf16 for an H100 instead, which needs no GPU: the
+compiles the same calls, and those of kernels that have no case, in bf16 for an H100 instead, which needs no GPU: the
 interpreter takes more than the compiler does. It prints ``{case: kernels compiled}``.
 """
 
