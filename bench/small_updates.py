@@ -18,11 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sweeptune.kernels.fuse import fuse
 
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 def model_of(options: argparse.Namespace, dtype: torch.dtype) -> torch.nn.Module:
-    """The model with its adapters in fp32; its other weights are numbers of bf16 whatever they are stored in."""
+    """The model with its adapters in fp32; all begin as numbers of bf16, whatever they are stored in."""
     config = LlamaConfig(
         vocab_size=4000,
         hidden_size=options.width,
@@ -34,9 +32,10 @@ def model_of(options: argparse.Namespace, dtype: torch.dtype) -> torch.nn.Module
     )
     torch.manual_seed(options.seed)
     base = LlamaForCausalLM(config).to(torch.bfloat16).to(dtype)
-    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=LINEARS), autocast_adapter_dtype=False)
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     for parameter in model.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16().float()
     return model
 
 

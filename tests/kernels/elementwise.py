@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import bitsandbytes as bnb
@@ -164,11 +165,7 @@ def compile_all() -> None:
     triton.JITFunction.run = only_compile
     torch.set_default_dtype(torch.bfloat16)
     found = {}
-    for name in CASES:
-        compiled = 0
-        run(name, triton_ops)
-        found[name] = compiled
-    for name, call in OTHERS.items():
+    for name, call in ({name: partial(run, name) for name in CASES} | OTHERS).items():
         compiled = 0
         call(triton_ops)
         found[name] = compiled

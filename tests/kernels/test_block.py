@@ -94,9 +94,8 @@ def test_a_second_backward_pass_through_recomputed_blocks_is_an_error():
         out.backward()
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_what_an_adapter_adds_survives_what_is_much_larger(large):
-    """Added to a sum that bf16 has rounded already, most of it would vanish."""
+def begun_to_learn():
+    """What draws, and a layer in bf16 whose adapter has learned next to nothing, with its A and B."""
     from sweeptune.kernels.linear import Group, Projection
 
     generator = torch.Generator().manual_seed(0)
@@ -104,8 +103,14 @@ def test_what_an_adapter_adds_survives_what_is_much_larger(large):
     base = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     base.weight.copy_(draw(64, 64) / 8)
     a, b = torch.nn.Parameter(draw(16, 64) / 8), torch.nn.Parameter(2e-4 * draw(64, 16))
+    return draw, Group([Projection(base, a, b, 1.0)], torch.bfloat16), a, b
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_an_adapter_adds_survives_what_is_much_larger(large):
+    """Added to a sum that bf16 has rounded already, most of it would vanish."""
+    draw, group, a, b = begun_to_learn()
     x, residual = draw(16384, 64).bfloat16(), 16 * draw(16384, 64).bfloat16()
-    group = Group([Projection(base, a, b, 1.0)], torch.bfloat16)
     into = residual if large else None
     (without,), _ = group.forward(x, into=into)
     for to, of, times in group.casts():
@@ -117,14 +122,8 @@ def test_what_an_adapter_adds_survives_what_is_much_larger(large):
 
 
 def test_what_reaches_the_input_through_an_adapter_survives_what_is_much_larger():
-    from sweeptune.kernels.linear import Group, Projection
-
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
-    base = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
-    base.weight.copy_(draw(64, 64) / 8)
-    a, b = torch.nn.Parameter(draw(16, 64) / 8), torch.nn.Parameter(2e-4 * draw(64, 16))
-    dy, group = draw(16384, 64).bfloat16(), Group([Projection(base, a, b, 1.0)], torch.bfloat16)
+    draw, group, a, b = begun_to_learn()
+    dy = draw(16384, 64).bfloat16()
     without, _ = group.into_input([dy])
     for to, of, times in group.casts():
         to.copy_(of * times)
