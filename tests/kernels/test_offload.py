@@ -20,8 +20,20 @@ def test_inputs_come_back_in_reverse_order_and_only_once():
     for ticket, seed in zip(reversed(tickets), range(4), strict=True):
         found = stash.get(ticket)
         assert found is not None and found.shape == (2, 3, 4) and found.any(), seed
-        assert tickets[max(0, ticket.number - 1)].back is not None or ticket.number == 0, "the next one is on its way"
+        assert tickets[max(0, ticket.number - 1)].held is not None or ticket.number == 0, "the next one is on its way"
     assert stash.get(None) is None
+
+
+def test_what_another_pass_has_taken_over_is_not_given_out():
+    stash = Stash()
+    old = stash.put(torch.ones(4))
+    stash.clear()
+    new = [stash.put(torch.zeros(4)) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="after its pass has ended"):
+        stash.get(old)
+    stash.get(new[0])
+    with pytest.raises(RuntimeError, match="after its pass has ended"):
+        stash.get(new[1])
 
 
 def test_what_comes_back_is_what_was_put_away():

@@ -12,20 +12,18 @@ class Ticket:
     """An input that was put away.
 
     Attributes:
-        source: The input itself, until nothing reads it any more.
-        gone: When it has arrived in the host's memory.
-        back: The input on its device again.
-        ready: When that has arrived.
+        number: How many were put away before it.
+        host: Where its elements wait, at the front.
+        held: The input on its device: until nothing reads it any more there, and again when it is back.
+        copied: When it has arrived on the other side.
     """
 
     number: int
     host: torch.Tensor
     shape: torch.Size
     device: torch.device
-    source: torch.Tensor | None = None
-    gone: torch.cuda.Event | None = None
-    back: torch.Tensor | None = None
-    ready: torch.cuda.Event | None = None
+    held: torch.Tensor | None = None
+    copied: torch.cuda.Event | None = None
 
 
 class Stash:
@@ -58,46 +56,56 @@ class Stash:
             stream = self._beside(hidden.device)
             with torch.cuda.stream(stream):
                 ticket.host[: flat.numel()].copy_(flat, non_blocking=True)
-                ticket.source, ticket.gone = flat, stream.record_event()
+                ticket.held, ticket.copied = flat.view(hidden.shape), stream.record_event()
         else:
             ticket.host[: flat.numel()].copy_(flat)
         return ticket
 
     def _give_up(self) -> None:
         """Let go of the input that was put away last."""
-        last = self._tickets[-1] if self._tickets else None
-        if last is not None and last.gone is not None and last.source is not None:
-            torch.cuda.current_stream(last.device).wait_event(last.gone)
-            last.source = None
+        if self._tickets:
+            last = self._tickets[-1]
+            self._wait_for(last)
+            last.held = None
+
+    def _wait_for(self, ticket: Ticket) -> None:
+        if ticket.copied is not None:
+            torch.cuda.current_stream(ticket.device).wait_event(ticket.copied)
 
     def get(self, ticket: Ticket | None) -> torch.Tensor | None:
-        """The input on its device again, once; the last one never left."""
+        """The input on its device again, once; the last one never left.
+
+        Raises:
+            RuntimeError: Its memory on the host has been given away, to a later pass or by one that was put away before.
+        """
         if ticket is None:
             return None
+        if ticket not in self._tickets[ticket.number : ticket.number + 1]:
+            raise RuntimeError(
+                "a block's input is asked for after its pass has ended; with hardware.gradient_checkpointing=offload "
+                "backward passes run once, right behind their forward pass"
+            )
         self._send_for(ticket)
         if ticket.number > 0:
             self._send_for(self._tickets[ticket.number - 1])
-        if ticket.ready is not None:
-            torch.cuda.current_stream(ticket.device).wait_event(ticket.ready)
-        found, ticket.back, ticket.source = ticket.back, None, None
+        self._wait_for(ticket)
+        found, ticket.held = ticket.held, None
         self._free.append(ticket.host)
         del self._tickets[ticket.number :]
         return found
 
     def _send_for(self, ticket: Ticket) -> None:
-        if ticket.back is not None:
+        if ticket.held is not None:  # it never left, or is on its way
             return
-        count = ticket.shape.numel()
-        if ticket.source is not None:  # and what reads it has to have ended before it is given up
-            ticket.back, ticket.ready = ticket.source.view(ticket.shape), ticket.gone
-        elif ticket.device.type != "cuda":
-            ticket.back = ticket.host[:count].clone().view(ticket.shape)
-        else:
-            ticket.back = torch.empty(ticket.shape, dtype=ticket.host.dtype, device=ticket.device)
-            stream = self._beside(ticket.device)
-            with torch.cuda.stream(stream):
-                ticket.back.view(-1).copy_(ticket.host[:count], non_blocking=True)
-                ticket.ready = stream.record_event()
+        there = ticket.host[: ticket.shape.numel()]
+        if ticket.device.type != "cuda":
+            ticket.held = there.clone().view(ticket.shape)
+            return
+        ticket.held = torch.empty(ticket.shape, dtype=ticket.host.dtype, device=ticket.device)
+        stream = self._beside(ticket.device)
+        with torch.cuda.stream(stream):
+            ticket.held.view(-1).copy_(there, non_blocking=True)
+            ticket.copied = stream.record_event()
 
     def _beside(self, device: torch.device) -> torch.cuda.Stream:
         """The copying stream, behind all that the computing one was told so far."""

@@ -208,8 +208,9 @@ def _columns(by, column, f, by_row, by_column, R: tl.constexpr, BR: tl.constexpr
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _with_low(x, low, columns, row, n, low_row, low_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x + low columns for a tile; R is 0 where there is nothing to add."""
+def _sum(x, at, inside, low, columns, row, n, low_row, low_column, R: tl.constexpr, BR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x + low columns in fp32, of a tile; R is 0 where there is nothing to add."""
+    found = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if R > 0:
         rank = tl.arange(0, BR)
         rows = tl.load(
@@ -217,8 +218,8 @@ def _with_low(x, low, columns, row, n, low_row, low_column, R: tl.constexpr, BR:
             mask=(row < n)[:, None] & (rank < R)[None, :],
             other=0.0,
         )
-        x += tl.dot(rows, columns, input_precision="ieee")
-    return x
+        found += tl.dot(rows, columns, input_precision="ieee")
+    return found
 
 
 def _arguments(low: Any, x: torch.Tensor) -> tuple[list[Any], int]:
@@ -258,10 +259,8 @@ def _swiglu(  # type: ignore[no-untyped-def]
         row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
         at = row[:, None] * f + column[None, :]
         inside = (row < n)[:, None] & (column < f)[None, :]
-        g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-        u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-        g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
-        u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
+        g = _sum(gate, at, inside, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
+        u = _sum(up, at, inside, up_low, up_columns, row, n, ul0, ul1, UR, BR)
         silu = (g * tl.sigmoid(g)).to(half).to(tl.float32)
         tl.store(out + at, (silu * u).to(half), mask=inside)
 
@@ -292,12 +291,9 @@ def _swiglu_backward(  # type: ignore[no-untyped-def]
         row = (tl.program_id(1).to(tl.int64) * TILES + tile) * BN + tl.arange(0, BN)
         at = row[:, None] * f + column[None, :]
         inside = (row < n)[:, None] & (column < f)[None, :]
-        d = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-        u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-        d = _with_low(d, grad_low, grad_columns, row, n, dl0, dl1, DR, BR)
-        g = _with_low(g, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
-        u = _with_low(u, up_low, up_columns, row, n, ul0, ul1, UR, BR)
+        d = _sum(grad, at, inside, grad_low, grad_columns, row, n, dl0, dl1, DR, BR)
+        g = _sum(gate, at, inside, gate_low, gate_columns, row, n, gl0, gl1, GR, BR)
+        u = _sum(up, at, inside, up_low, up_columns, row, n, ul0, ul1, UR, BR)
         s = tl.sigmoid(g)
         silu = (g * s).to(half).to(tl.float32)
         tl.store(gate + at, (d * u * (s + g * s * (1.0 - s))).to(half), mask=inside)
