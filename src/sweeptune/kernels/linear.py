@@ -47,20 +47,26 @@ class Projection:
     b: torch.nn.Parameter | None = None
     scale: float = 1.0
 
-    def times(self, x: Operand, into: torch.Tensor | None = None) -> torch.Tensor:
-        """x W^T [n, out], added in place to ``into`` where there is one."""
+    def times(self, x: Operand, low: Low | None = None, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T [n, out], with what an adapter adds, and with ``residual`` [n, out]."""
         if isinstance(self.base, Fp8Linear):
-            found = times(x.rounded, self.base, x.plain.dtype)
-            return found if into is None else into.add_(found)
-        weight = dense(self.base, x.plain.dtype)
-        return torch.mm(x.plain, weight.t()) if into is None else into.addmm_(x.plain, weight.t())
+            found = times(x.rounded, self.base, x.plain.dtype)  # rounded, so that nothing is gained by another order
+            found = found if low is None else found.addmm_(low[0], low[1].t())
+            return found if residual is None else found.add_(residual)
+        weight = dense(self.base, x.plain.dtype).t()
+        if low is None:
+            return torch.mm(x.plain, weight) if residual is None else torch.addmm(residual, x.plain, weight)
+        found = torch.mm(low[0], low[1].t()).addmm_(x.plain, weight)
+        return found if residual is None else found.add_(residual)
 
-    def times_transposed(self, dy: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
-        """dy W [n, in], added in place to ``into`` where there is one."""
+    def times_transposed(self, dy: torch.Tensor, low: Low | None, into: torch.Tensor | None) -> torch.Tensor:
+        """dy W [n, in], with what reaches the input through adapters, or added in place to ``into``."""
         if isinstance(self.base, Fp8Linear):
             found = times_transposed(dy, self.base)
+            found = found if low is None else found.addmm_(low[0], low[1].t())
             return found if into is None else into.add_(found)
         weight = dense(self.base, dy.dtype)
+        into = into if low is None else torch.mm(low[0], low[1].t())
         return torch.mm(dy, weight) if into is None else into.addmm_(dy, weight)
 
 
@@ -182,15 +188,9 @@ class Group:
             add: Whether outputs have what adapters add; else `low` says what is missing.
         """
         lows = None if self.a is None else torch.mm(x, self.a.t())
-        outputs, operand = [], Operand(x)
-        for p, slot, b in zip(self.projections, self.slots, self.b, strict=True):
-            if add and b is not None and lows is not None:
-                y = p.times(operand, torch.mm(lows[:, slot], b.t()))
-                y = y if into is None else y.add_(into)
-            else:
-                y = p.times(operand, None if into is None else into.clone())
-            outputs.append(y)
-        return outputs, lows
+        operand = Operand(x)
+        added = [self.low(i, lows) if add else None for i in range(len(self.projections))]
+        return [p.times(operand, low, into) for p, low in zip(self.projections, added, strict=True)], lows
 
     def low(self, index: int, lows: torch.Tensor | None) -> Low | None:
         """What an adapter adds to the output of a layer."""
@@ -205,11 +205,10 @@ class Group:
         ``add``: whether the first has what reaches the input through the adapters, which is (second, A^T) as a `Low`.
         """
         into_low = self.into_low(grads)
+        low = (into_low, self.a.t()) if add and into_low is not None and self.a is not None else None
         found: torch.Tensor | None = None
-        if add and into_low is not None and self.a is not None:
-            found = torch.mm(into_low, self.a)
         for dy, p in zip(grads, self.projections, strict=True):
-            found = p.times_transposed(dy, found)
+            found = p.times_transposed(dy, low if found is None else None, found)
         assert found is not None, "a group has a layer"
         return found, into_low
 

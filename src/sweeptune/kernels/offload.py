@@ -76,7 +76,7 @@ class Stash:
         """The input on its device again, once; the last one never left.
 
         Raises:
-            RuntimeError: Its memory on the host has been given away, to a later pass or by one that was put away before.
+            RuntimeError: Its memory on the host has been given away already.
         """
         if ticket is None:
             return None
