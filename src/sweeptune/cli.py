@@ -92,6 +92,9 @@ def estimate(
     config = compose(overrides or [])
     found = predict(config, largest(config) if bounds else None, capacity)
     typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found)))
+    if config.hardware.device == "cpu":
+        words = "this is a GPU with these settings (fp32, plain kernels); hardware=gpu has those of a run there"
+        typer.echo(f"hardware=cpu: {words}", err=True)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sweeptune.kernels import ops
 from sweeptune.report import doctor
 from sweeptune.report.doctor import Check
 
@@ -41,6 +42,7 @@ def test_all_subjects_are_answered(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert {"Python", "torch", "bf16", "4-bit on the CPU", "sdpa kernels", "memory", "disk here", "hub"} <= set(found)
     assert found["4-bit on the CPU"].state == "ok"
     assert "plain" in found["sdpa kernels"].value
+    assert (found["fused kernels"].state == "ok") is (torch.cuda.is_available() and ops.has_triton())
     assert not [check for check in checks if "please report" in check.advice], "no probe broke"
     json.dumps([vars(check) for check in checks])
     doctor.render(checks)

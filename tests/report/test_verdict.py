@@ -108,6 +108,19 @@ def test_search_figures_decide_nothing(tmp_path: Path) -> None:
     assert words(folder).endswith(f"to decide: sweeptune compare '{folder}' --confirm --seeds 3")
 
 
+def test_a_study_that_was_interrupted_goes_on_before_anything_is_confirmed(tmp_path: Path) -> None:
+    folder = leave_study(tmp_path / "s", ("full", "lora", "qlora"), command="python train.py -m method=full,lora,qlora")
+    leave_trial(folder, 0, "full", 2.0)
+    assert words(folder).splitlines()[-2:] == [
+        "not tried yet: lora and qlora",
+        "to go on: python train.py -m method=full,lora,qlora",
+    ]
+    assert "--confirm" not in words(folder)
+    leave_trial(folder, 1, "lora", 2.1)
+    leave_trial(folder, 2, "qlora", None, status="oom")
+    assert "not tried" not in words(folder) and "--confirm" in words(folder)
+
+
 def test_a_grid_over_seeds_with_one_configuration_each_is_judged_on_eval(tmp_path: Path) -> None:
     folder = leave_study(tmp_path / "s", ("full", "lora"), study={"confirm_seeds": 0})
     for number in range(6):

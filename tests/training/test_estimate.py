@@ -383,8 +383,9 @@ def test_the_command_prints_the_parts() -> None:
     found = json.loads(ran.stdout)
     assert found["method"] == "qlora" and found["parts"]["quantized"] > 0
     assert found["details"]["kernels"] == "plain", "hardware=cpu computes in fp32"
-    text = CliRunner().invoke(app, ["estimate", "model=tiny", "method=full", "hardware=cpu", "--bounds"]).output
-    assert "peak memory" in text and "workspace" in text
+    ran = CliRunner().invoke(app, ["estimate", "model=tiny", "method=full", "hardware=cpu", "--bounds"])
+    assert "peak memory" in ran.stdout and "workspace" in ran.stdout and "hardware=cpu" in ran.stderr
+    assert not CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds"]).stderr
 
 
 def test_expandable_segments_are_predicted_unless_the_user_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def install(model: Any, wanted: str, device: torch.device, compute: torch.dtype,
     Raises:
         ConfigError: Only fused kernels can do what ``checkpointing`` asks for, and they cannot be used.
     """
-    reason = None if wanted == "plain" else _no_kernels(device)
+    reason = None if wanted == "plain" else missing(device)
     return install_unless(reason or plain_reason(model, wanted, compute), model, compute, checkpointing)
 
 
@@ -115,7 +115,8 @@ def install_unless(
             "hardware.gradient_checkpointing=true"
         )
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False, **recomputing})
+        enable = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.17 has the older name only
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False, **recomputing})
     return Choice("plain", reason)
 
 
@@ -126,7 +127,8 @@ def plain_reason(model: Any, wanted: str, compute: torch.dtype) -> str | None:
     return "they are made for hardware.precision=bf16" if compute is not torch.bfloat16 else obstacle(model)
 
 
-def _no_kernels(device: torch.device) -> str | None:
+def missing(device: torch.device) -> str | None:
+    """What a machine lacks for fused kernels; None where it has all."""
     if device.type != "cuda":
         return "they need a CUDA GPU"
     return None if ops.has_triton() else "the package triton is not installed"

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from sweeptune.config.rules import FLASH_PACKAGES
 from sweeptune.kernels.attention import present
+from sweeptune.kernels.fuse import missing
 from sweeptune.models.fetch import MODELS, cache_dir, cached_model
 from sweeptune.tracking.record import cpu_name
 from sweeptune.tracking.wandb_run import has_key, server
@@ -71,6 +72,7 @@ def doctor() -> list[Check]:
         "dtypes": dtypes,
         "bitsandbytes": bitsandbytes,
         "attention": attention,
+        "kernels": kernels,
         "packages": packages,
         "processor": processor,
         "disk": disk,
@@ -217,6 +219,13 @@ def attention() -> Iterable[Check]:
     for name in ("varlen", "flex"):  # what packed rows are fast with; packages are listed below
         if obstacle := found[name]:
             yield Check(f"attention: {name}", "no", obstacle)
+
+
+def kernels() -> Iterable[Check]:
+    """What ``hardware.kernels=auto`` finds here."""
+    lacking = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    found = lacking or "for bf16; each run proves its own against the plain code when it starts"
+    yield Check("fused kernels", "no" if lacking else "ok", found, "pip install triton" if "triton" in found else "")
 
 
 def packages() -> Iterable[Check]:

@@ -56,7 +56,7 @@ def render_study(study: Study, form: str = "table", brief: bool = False) -> None
         print_words(console, f"not shown at this width: {', '.join(hidden)} (--markdown has all)", style="dim")
     print_words(console, "Verdict", style="bold")
     for line in verdict_words(study, verdict):
-        print_words(console, line, style="bold" if line.startswith("to decide") else "")
+        print_words(console, line, style="bold" if line.startswith(("to decide", "to go on")) else "")
 
 
 def _print_scatter(console: Console, study: Study) -> None:

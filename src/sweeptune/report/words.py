@@ -150,7 +150,10 @@ def _tuning(study: Study, verdict: Verdict) -> list[str]:
 
 
 def _next(study: Study, verdict: Verdict) -> list[str]:
-    """The command that would decide what is open."""
+    """The command that would decide what is open; before every method has had its trial, the study's own."""
+    untried = [arm.method for arm in verdict.arms if not arm.trials]
+    if untried and any(arm.trials for arm in verdict.arms):
+        return [f"not tried yet: {_list(untried)}", f"to go on: {study.header.get('command')}"]
     judged = [arm for arm in verdict.arms if arm.losses]
     if len(study.methods) < 2:
         return []

@@ -134,6 +134,8 @@ def _work(store: Store, identity: Identity) -> Ended:
         total = min(total or points, points)
     done = _counted(store)
     log.info("study %s: %s trials in %s%s", identity.name, total or "?", store.folder, f", {done} done" if done else "")
+    if not identity.space.parameters:
+        log.info("nothing is swept: a study of one trial; lists of values make more, as method=full,lora,qlora")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
     if base.tracker.name == "wandb" and not goes_online("wandb"):

@@ -19,7 +19,7 @@ from sweeptune.report.verdict import Arm, Verdict, judge
 from sweeptune.report.words import verdict_words
 
 FLIPPED = {"better": "worse", "worse": "better", "tied": "tied", "undecided": "undecided"}
-COMMANDS = ("to decide: ", "to decide ", "to see ")
+COMMANDS = ("to decide: ", "to decide ", "to see ", "to go on: ")
 """How a line of the verdict begins that ends in a command."""
 
 
