@@ -255,7 +255,7 @@ def test_being_stopped_leaves_a_checkpoint_and_ends_the_sweep(tmp_path, tiny, si
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses PR_SET_PDEATHSIG")
-@pytest.mark.parametrize("ranks", [2])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_no_worker_outlives_a_killed_parent(tmp_path, tiny, ranks):
     parent, worker = start_long_sweep(tmp_path, tiny, f"hardware.gpus_per_trial={ranks}")
     family = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]

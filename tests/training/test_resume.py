@@ -66,7 +66,7 @@ def kill_at_step(config: Config, folder: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora method.dropout=0.2", "qlora", "pissa"])
+@pytest.mark.parametrize("method", ["full", "lora method.dropout=0.2", "qlora", "pissa"])
 def test_resume_after_sigkill_at_a_random_step_is_exact(settings, tmp_path, method):
     config = settings(*(f"method={method}".split()), *LONG)
     assert run(config, tmp_path / "unbroken")["status"] == "completed"
