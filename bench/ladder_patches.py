@@ -106,7 +106,7 @@ def cpu_kernels(put: Put) -> None:
     """The fused path on a CPU, by the kernels' plain twins: for trials."""
     from sweeptune.kernels import fuse
 
-    put(fuse, "missing", counted("cpu_kernels", lambda device: None))
+    put(fuse, "machine_lacks", counted("cpu_kernels", lambda device: None))
 
 
 PATCHES: dict[str, Callable[[Put], None]] = {

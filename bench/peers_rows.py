@@ -97,7 +97,7 @@ ROWS: dict[str, Row] = {
     "intern7_qlora": Row(
         **SEVEN, rows=(1,), variants={"sweeptune": [], "sweeptune_host": ON_HOST, "sweeptune_least": LEAST}
     ),
-    "intern7_qlora_cap8": Row(**SEVEN, rows=(4, 3, 2), cap_gib=8, variants={"sweeptune_host": ON_HOST}),
+    "intern7_qlora_cap8": Row(**SEVEN, rows=(6, 4, 3, 2), cap_gib=8, variants={"sweeptune_host": ON_HOST}),
     "gsm8k_lora": Row(
         "lora",
         real=True,

@@ -93,7 +93,7 @@ def estimate(
     found = predict(config, largest(config) if bounds else None, capacity)
     typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found)))
     if config.hardware.device == "cpu":
-        words = "this is a GPU with these settings (fp32, plain kernels); hardware=gpu has those of a run there"
+        words = f"a GPU with these settings (kernels {found.details['kernels']}); hardware=gpu has those of a run there"
         typer.echo(f"hardware=cpu: {words}", err=True)
 
 

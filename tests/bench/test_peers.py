@@ -303,7 +303,7 @@ def test_real_lengths_are_tried_in_several_passes_by_peers_only() -> None:
     runs = [run("liger", parts=4), run("liger", parts=2, tokens_per_s=1200.0), run("sweeptune")]
     assert peers.turns(row, ["liger", "sweeptune"], 2, runs) == [(2, "liger", 8, 2), (2, "sweeptune", 8, 1)]
     assert [each[1] for each in cells(peers_table.table(runs))] == ["8 in 4 passes", "8 in 2 passes", "8 in 1 pass"]
-    assert peers_rows.ROWS["intern7_qlora_cap8"].settings("trl") == [(4, 1), (3, 1), (2, 1)]
+    assert peers_rows.ROWS["intern7_qlora_cap8"].settings("trl") == [(6, 1), (4, 1), (3, 1), (2, 1)]
 
 
 def test_a_worker_waits_for_a_line_and_without_one_it_ends(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ RUNS_HERE = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "
 def test_the_kernel_is_right_in_tritons_interpreter() -> None:
     test = f"{__file__}::{test_the_kernel_is_the_plain_step.__name__}"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", test]
-    ran = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0 and "8 passed" in ran.stdout, ran.stdout[-3000:]
 
 

@@ -15,6 +15,7 @@ from sweeptune.data.collate import Batch, collate
 from sweeptune.data.tokenize import Row
 from sweeptune.kernels import attention, interfaces
 from sweeptune.kernels.attention import backend_of, heads_of, may_see, model_inputs, prepare, resolve
+from sweeptune.kernels.fuse import install
 from tests.data.helpers import rows_of
 
 CPU = torch.device("cpu")
@@ -110,7 +111,7 @@ def test_samples_in_a_row_are_as_if_alone(values, backend, packs):
 def test_it_also_holds_in_training_with_recomputed_activations_under_autocast(backend):
     batch = collate_packs(PACKS, 0, CPU)
     model = build(LLAMA, backend).train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    install(model, "plain", CPU, torch.bfloat16, True)
     with torch.autocast("cpu", torch.bfloat16):
         found = logits(model, batch)
     found.float().square().sum().backward()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sweeptune.config.errors import ConfigError
@@ -95,6 +97,10 @@ def test_what_the_kernels_cannot_do_stays_plain_and_the_log_says_why(name, monke
         install(model, "auto", GPU, torch.bfloat16, "offload")
 
 
+def recomputes(model: torch.nn.Module) -> bool:
+    return any(getattr(each, "gradient_checkpointing", False) for each in model.modules())
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "dtype", "triton", "reason"),
     [
@@ -112,7 +118,22 @@ def test_machines_and_settings_that_have_no_fused_kernels(wanted, device, dtype,
         install(model, wanted, device, dtype, "offload")
     choice = install(model, wanted, device, dtype, True)
     assert choice.name == "plain" and fused(model) is None
-    assert model.is_gradient_checkpointing, "transformers' own does it then"
+    assert recomputes(model), "transformers' own does it then"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_recomputation_is_asked_for_by_the_name_that_the_library_wants(method, monkeypatch):
+    model = build("llama", method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        install(model, "plain", CPU, torch.float32, True)
+    assert recomputes(model)
+    older, base = build("llama", method), transformers.PreTrainedModel
+    if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.17 has the other name alone
+        monkeypatch.setattr(base, "gradient_checkpointing_enable", base.activation_checkpointing_enable)
+        monkeypatch.delattr(base, "activation_checkpointing_enable")
+    install(older, "plain", CPU, torch.float32, True)
+    assert recomputes(older)
 
 
 @pytest.mark.parametrize(("checkpointing", "recompute", "stash"), [(False, False, False), (True, True, False)])
@@ -123,7 +144,7 @@ def test_where_they_are_right_they_are_put_in(checkpointing, recompute, stash, m
     found = fused(model)
     assert found is not None and found.compute == torch.bfloat16
     assert all(block.recompute == recompute and (block.stash is not None) == stash for block in found.blocks)
-    assert not model.is_gradient_checkpointing
+    assert not recomputes(model)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

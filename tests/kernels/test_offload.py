@@ -21,6 +21,8 @@ def test_inputs_come_back_in_reverse_order_and_only_once():
         found = stash.get(ticket)
         assert found is not None and found.shape == (2, 3, 4) and found.any(), seed
         assert tickets[max(0, ticket.number - 1)].held is not None or ticket.number == 0, "the next one is on its way"
+    with pytest.raises(RuntimeError, match="after its pass has ended"):
+        stash.get(tickets[0])
     assert stash.get(None) is None
 
 

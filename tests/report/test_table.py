@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sweeptune.report import render, show
-from sweeptune.report.cells import count, nothing
+from sweeptune.report.cells import count
 from sweeptune.report.compare import load
 from tests.report.conftest import Leave
 
@@ -166,11 +166,3 @@ def test_runs_without_fingerprints_are_named(leave: Leave, tmp_path: Path, capsy
     leave("0")
     leave("1", without_quality=QUALITY)
     assert "losses of 1 are not ranked: its record has no quality fingerprint" in shown(tmp_path, "table", capsys)
-
-
-def test_why_a_method_has_no_best_trial() -> None:
-    assert [nothing(0, True), nothing(2, True), nothing(2, False)] == [
-        "no finished trial",
-        "nothing completed inside the constraints",
-        "no trial completed",
-    ]

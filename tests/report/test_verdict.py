@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from sweeptune.config.errors import ConfigError
-from sweeptune.report.findings import find_failures, find_front, find_predictions
+from sweeptune.report.findings import find_failures, find_front, find_predictions, why_none
+from sweeptune.report.html import write_report
 from sweeptune.report.studies import read_study
+from sweeptune.report.study_sheets import methods_sheet
 from sweeptune.report.verdict import judge
 from sweeptune.report.words import verdict_words
+from sweeptune.study.working import at_work, set_over
 from tests.report.fake_study import example_tokens, examples, leave_confirmed, leave_record, leave_study, leave_trial
 
 SEEDS = (1001, 1002, 1003)
@@ -108,17 +111,42 @@ def test_search_figures_decide_nothing(tmp_path: Path) -> None:
     assert words(folder).endswith(f"to decide: sweeptune compare '{folder}' --confirm --seeds 3")
 
 
-def test_a_study_that_was_interrupted_goes_on_before_anything_is_confirmed(tmp_path: Path) -> None:
+def test_a_study_that_was_left_goes_on_before_anything_is_confirmed(tmp_path: Path) -> None:
     folder = leave_study(tmp_path / "s", ("full", "lora", "qlora"), command="python train.py -m method=full,lora,qlora")
     leave_trial(folder, 0, "full", 2.0)
     assert words(folder).splitlines()[-2:] == [
-        "not tried yet: lora and qlora",
+        "not tried yet: lora and qlora; the command that began the study goes on with it",
         "to go on: python train.py -m method=full,lora,qlora",
     ]
     assert "--confirm" not in words(folder)
-    leave_trial(folder, 1, "lora", 2.1)
+    with at_work(folder):
+        assert "to go on" not in words(folder), "somebody is at it"
+    set_over(folder, True)  # two trials were all that was asked for
+    assert "not tried" not in words(folder) and "--confirm" in words(folder)
+
+
+def test_a_command_that_had_a_password_is_not_offered(tmp_path: Path) -> None:
+    folder = leave_study(
+        tmp_path / "s", ("full", "lora"), command="python train.py -m study.storage=postgresql://a:b@h/d"
+    )
+    leave_trial(folder, 0, "full", 2.0)
+    assert words(folder).endswith("not tried yet: lora; the command that began the study goes on with it")
+
+
+def test_a_method_that_never_fits_has_been_tried(tmp_path: Path) -> None:
+    folder = leave_study(tmp_path / "s", ("full", "lora", "qlora"), study={"constraints": {"peak_memory_gib": 4.0}})
+    leave_trial(folder, 0, "full", None, kind="misfit")
+    leave_trial(folder, 1, "lora", 2.0)
     leave_trial(folder, 2, "qlora", None, status="oom")
     assert "not tried" not in words(folder) and "--confirm" in words(folder)
+    study = read_study(folder)
+    assert [why_none(study, method) for method in ("full", "qlora")] == [
+        "predicted not to fit",
+        "nothing completed inside the constraints",
+    ]
+    shown = "\n".join(cell.text for row in methods_sheet(study, judge(study)).rows for cell in row)
+    page = write_report(folder).read_text()
+    assert all(words in shown and words in page for words in ("predicted not to fit", "inside the constraints"))
 
 
 def test_a_grid_over_seeds_with_one_configuration_each_is_judged_on_eval(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ PLAIN = {name: getattr(ops, name) for name in ("rope_", "rms_norm", "rms_norm_ba
 @pytest.fixture
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused kernels here, too, in whatever precision: their plain versions are right on any device."""
-    monkeypatch.setattr(fusing, "missing", lambda device: None)
+    monkeypatch.setattr(fusing, "machine_lacks", lambda device: None)
     monkeypatch.setattr(fusing, "plain_reason", lambda model, wanted, compute: None if wanted == "auto" else wanted)
 
 

@@ -39,7 +39,7 @@ def attend(query, key, value, *bounds, scale=None, enable_gqa=False, window_size
 def session(settings, tmp_path, monkeypatch):
     """As on a GPU: varlen attention and, where they can be, fused kernels."""
     monkeypatch.setattr(interfaces, "varlen_kernel", lambda: attend)
-    monkeypatch.setattr(fusing, "missing", lambda device: None)
+    monkeypatch.setattr(fusing, "machine_lacks", lambda device: None)
     monkeypatch.setattr(fusing, "plain_reason", lambda model, wanted, compute: wanted if wanted == "plain" else None)
 
     def make(*overrides: str):

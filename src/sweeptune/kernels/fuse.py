@@ -95,7 +95,7 @@ def install(model: Any, wanted: str, device: torch.device, compute: torch.dtype,
     Raises:
         ConfigError: Only fused kernels can do what ``checkpointing`` asks for, and they cannot be used.
     """
-    reason = None if wanted == "plain" else missing(device)
+    reason = None if wanted == "plain" else machine_lacks(device)
     return install_unless(reason or plain_reason(model, wanted, compute), model, compute, checkpointing)
 
 
@@ -127,7 +127,7 @@ def plain_reason(model: Any, wanted: str, compute: torch.dtype) -> str | None:
     return "they are made for hardware.precision=bf16" if compute is not torch.bfloat16 else obstacle(model)
 
 
-def missing(device: torch.device) -> str | None:
+def machine_lacks(device: torch.device) -> str | None:
     """What a machine lacks for fused kernels; None where it has all."""
     if device.type != "cuda":
         return "they need a CUDA GPU"

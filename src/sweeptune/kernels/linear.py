@@ -4,11 +4,13 @@
 
 Layers that read the same x (query, key and value; gate and up) form a group: their A stand below each other in one
 matrix, so that x is read once for all of them. What an adapter adds comes first, and the large product is added to it
-(beta = 1): nothing large is scaled or added in a pass of its own, and both are rounded once, together. Added to a
-product that is rounded already, most of what an adapter has just begun to learn is smaller than half a step of bf16 and
-would be lost, as it is in plain code, and here with weights in 8-bit floating point, whose products leave their kernel
-rounded. W may be stored in fp32 (cast for each use), in the compute precision, or in NF4 (dequantised for each use into
-memory that the next use takes again).
+(beta = 1): that is no pass of its own, and both are rounded once, together. Added to a product that is rounded already,
+most of what an adapter has just begun to learn is smaller than half a step of bf16 and would be lost, as it is in plain
+code. Products in 8-bit floating point cannot add, and leave their kernel rounded: there the adapter's product is added
+to the large one, and what it has just begun to learn is lost, too.
+
+W may be stored in fp32 (cast for each use), in the compute precision, in 8-bit floating point, or in NF4 (dequantised
+for each use into memory that the next use takes again).
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Projection:
         return found if residual is None else found.add_(residual)
 
     def times_transposed(self, dy: torch.Tensor, low: Low | None, into: torch.Tensor | None) -> torch.Tensor:
-        """dy W [n, in], with what reaches the input through adapters, or added in place to ``into``."""
+        """dy W [n, in], with what reaches the input through adapters (``low``) or added in place to ``into``."""
+        assert low is None or into is None, "a group adds its adapters once, with its first layer"
         if isinstance(self.base, Fp8Linear):
             found = times_transposed(dy, self.base)
             found = found if low is None else found.addmm_(low[0], low[1].t())

@@ -90,7 +90,7 @@ class Stash:
             self._send_for(self._tickets[ticket.number - 1])
         self._wait_for(ticket)
         found, ticket.held = ticket.held, None
-        self._free.append(ticket.host)
+        self._free += [each.host for each in self._tickets[ticket.number :]]
         del self._tickets[ticket.number :]
         return found
 
@@ -122,8 +122,8 @@ class Stash:
         self._tickets.clear()
 
     def _take(self, flat: torch.Tensor) -> torch.Tensor:
-        for i, held in enumerate(self._free):
-            if held.dtype == flat.dtype and held.numel() >= flat.numel():
+        for i, there in enumerate(self._free):
+            if there.dtype == flat.dtype and there.numel() >= flat.numel():
                 return self._free.pop(i)
         if self._free:
             self.host_bytes -= self._free.pop().nbytes

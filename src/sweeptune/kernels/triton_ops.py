@@ -101,7 +101,7 @@ def _rms_norm_backward(  # type: ignore[no-untyped-def]
     part = tl.zeros((BLOCK,), dtype=tl.float32)
     for number in range(ROWS):
         row = program * ROWS + number
-        here = at < tl.where(row < n, d, 0)
+        here = at < tl.where(row < n, d, 0)  # inside & (row < n), which Triton 3.9 cannot interpret
         r = tl.load(rstd + row, mask=row < n, other=0.0)
         normed = tl.load(x + row * d + at, mask=here, other=0.0).to(tl.float32) * r
         grad = tl.load(dy + row * d + at, mask=here, other=0.0).to(tl.float32)

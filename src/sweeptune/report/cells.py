@@ -20,13 +20,6 @@ def figure(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 
 
-def nothing(trials: int, limited: bool) -> str:
-    """Why a method has no best trial: how many it had, and whether the study has limits that trials are to keep."""
-    if not trials:
-        return "no finished trial"
-    return "nothing completed inside the constraints" if limited else "no trial completed"
-
-
 def span(values: Sequence[float], form: str) -> str:
     """From the smallest to the largest, once where they look alike: ``6.68 to 9.15``; a dash where there is none."""
     if not values:

@@ -29,7 +29,7 @@ from rich.text import Text
 
 from sweeptune.config.rules import FLASH_PACKAGES
 from sweeptune.kernels.attention import present
-from sweeptune.kernels.fuse import missing
+from sweeptune.kernels.fuse import machine_lacks
 from sweeptune.models.fetch import MODELS, cache_dir, cached_model
 from sweeptune.tracking.record import cpu_name
 from sweeptune.tracking.wandb_run import has_key, server
@@ -223,7 +223,7 @@ def attention() -> Iterable[Check]:
 
 def kernels() -> Iterable[Check]:
     """What ``hardware.kernels=auto`` finds here."""
-    lacking = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    lacking = machine_lacks(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found = lacking or "for bf16; each run proves its own against the plain code when it starts"
     yield Check("fused kernels", "no" if lacking else "ok", found, "pip install triton" if "triton" in found else "")
 

@@ -144,6 +144,14 @@ def find_predictions(study: Study) -> Predictions:
     return Predictions(tuple(points.values()), misfits)
 
 
+def why_none(study: Study, method: str) -> str:
+    """Why a method has no best trial."""
+    if study.of(method):
+        return "nothing completed inside the constraints" if study.limits else "no trial completed"
+    misfit = any(trial.kind == MISFIT and trial.method == method for trial in study.trials)
+    return "predicted not to fit" if misfit else "no finished trial"
+
+
 def _point(study: Study, trial: Trial) -> Point | None:
     """The trial's objectives, turned so that less is better; None where one is unknown."""
     values = [trial.values.get(name) for name in study.objectives]

@@ -13,6 +13,8 @@ from typing import Any
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.secrets import masked
+from sweeptune.study.lease import Leases
+from sweeptune.study.working import find_standing
 from sweeptune.tracking.record import RECORD, natural, read_record
 
 log = logging.getLogger("sweeptune")
@@ -116,6 +118,8 @@ class Study:
     confirm_seeds: tuple[int, ...]
     probed: dict[str, tuple[str, float | None]]
     """Status and peak memory in GiB of the probe of each cost class."""
+    left: bool
+    """Whether something is left to do and nobody is at it."""
     header: Mapping[str, Any]
     """study.json as it is."""
 
@@ -186,6 +190,7 @@ def read_study(folder: str | Path) -> Study:
         planned={key: value for key, value in plan.items() if isinstance(value, int)},
         confirm_seeds=tuple(plan.get("seeds") or ()),
         probed=_probes(folder / "probes"),
+        left=find_standing(folder, Leases()) == "left",
         header=header,
     )
 

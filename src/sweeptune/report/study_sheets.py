@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from sweeptune.config.study_rules import grows
-from sweeptune.report.cells import SHARED, UNKNOWN, clock, count, figure, nothing, plain, span, speed
-from sweeptune.report.findings import Predictions, find_failures, find_front, find_predictions
+from sweeptune.report.cells import SHARED, UNKNOWN, clock, count, figure, plain, span, speed
+from sweeptune.report.findings import Predictions, find_failures, find_front, find_predictions, why_none
 from sweeptune.report.remarks import clean
 from sweeptune.report.sheet import Cell, Column, Sheet
 from sweeptune.report.statistics import Interval, Pair
@@ -94,7 +94,7 @@ def methods_sheet(study: Study, verdict: Verdict) -> Sheet:
 def _arm_cells(study: Study, arm: Arm, judged: bool, leads: bool) -> list[Cell]:
     best = arm.best
     if best is None:
-        cells = [Cell(arm.method), Cell(UNKNOWN), Cell(nothing(arm.trials, bool(study.limits)), "dim")]
+        cells = [Cell(arm.method), Cell(UNKNOWN), Cell(why_none(study, arm.method), "dim")]
         return [*cells, *[Cell(UNKNOWN)] * (judged + 5), Cell(_tuned(arm))]
     strong = "bold green" if leads else ""
     cells = [Cell(arm.method, strong, leads), Cell(str(best.number)), Cell(settings(best))]

@@ -150,10 +150,12 @@ def _tuning(study: Study, verdict: Verdict) -> list[str]:
 
 
 def _next(study: Study, verdict: Verdict) -> list[str]:
-    """The command that would decide what is open; before every method has had its trial, the study's own."""
-    untried = [arm.method for arm in verdict.arms if not arm.trials]
-    if untried and any(arm.trials for arm in verdict.arms):
-        return [f"not tried yet: {_list(untried)}", f"to go on: {study.header.get('command')}"]
+    """The command that would decide what is open; before every method has been tried, the study's own."""
+    tried = {trial.method for trial in study.trials}
+    if study.left and tried and (untried := [method for method in study.methods if method not in tried]):
+        command = str(study.header.get("command") or "")
+        again = [f"to go on: {command}"] if command and "***" not in command else []
+        return [f"not tried yet: {_list(untried)}; the command that began the study goes on with it", *again]
     judged = [arm for arm in verdict.arms if arm.losses]
     if len(study.methods) < 2:
         return []

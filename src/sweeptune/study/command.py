@@ -76,6 +76,8 @@ def _begin(store: Store, identity: Identity) -> None:
             merged = merge(identity.space, identity.settings, partial(_run_of, identity))
             extra = {"fixed": shared_settings(identity), "merged": merged, "git": git_state(), "versions": versions()}
             store.create(identity, extra)
+            if not identity.space.parameters:
+                log.info("nothing is swept: a study of one trial; lists of values make more: method=full,lora,qlora")
             return
         if found := differences(store.read(), as_json(identity)):
             raise ConfigError(
@@ -134,8 +136,6 @@ def _work(store: Store, identity: Identity) -> Ended:
         total = min(total or points, points)
     done = _counted(store)
     log.info("study %s: %s trials in %s%s", identity.name, total or "?", store.folder, f", {done} done" if done else "")
-    if not identity.space.parameters:
-        log.info("nothing is swept: a study of one trial; lists of values make more, as method=full,lora,qlora")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
     if base.tracker.name == "wandb" and not goes_online("wandb"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeptune.report.cells import plain
-from sweeptune.report.findings import Front, find_front, find_predictions
+from sweeptune.report.findings import Front, find_front, find_predictions, why_none
 from sweeptune.report.html import records
 from sweeptune.report.remarks import clean
 from sweeptune.report.statistics import Pair
@@ -150,6 +150,7 @@ def _arm(study: Study, arm: Arm, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "method": clean(arm.method),
         "trial": best.number if best else None,
+        "none": None if best else why_none(study, arm.method),
         "settings": settings(best) if best else None,
         "command": best.command if best else None,
         "loss": arm.loss.mean if arm.loss else None,

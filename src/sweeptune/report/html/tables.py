@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeptune.report.cells import UNKNOWN, count, figure, nothing, span, speed
+from sweeptune.report.cells import UNKNOWN, count, figure, span, speed
 from sweeptune.report.html.markup import MINUS, NONE, cell_html, notes_html, safe, table_html
 from sweeptune.report.html.page import Page
 from sweeptune.report.html.run_tables import FIELDS, fields_table, ledger_table, phases_table, proofs_table
@@ -132,9 +132,8 @@ def _method_head(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The method's mark and name, its trial, and what QLoRA's adapter loses when it is merged."""
     mark = f'<span class="mark" data-method="{data["methods"].index(row["method"])}"></span>'
     tag = '<span class="tag">reference</span>' if row["reference"] else ""
-    none = nothing(row["trials"], bool(data["limits"]))
     own = "" if row["settings"] in (None, UNKNOWN) else f": {row['settings']}"
-    lines = [safe(none if row["trial"] is None else f"trial {row['trial']}{own}")]
+    lines = [safe(row["none"] if row["trial"] is None else f"trial {row['trial']}{own}")]
     merged = [f"{MERGED[key]} {value:.4f}" for key, value in row["merged"].items() if key in MERGED]
     lines += [f"eval loss {', '.join(merged)}"] if merged else []
     # The script knows the command: as an attribute it could hold what no file can.
