@@ -92,6 +92,12 @@ def estimate(
     config = compose(overrides or [])
     found = predict(config, largest(config) if bounds else None, capacity)
     typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found)))
+    if (rows := found.details["rows"]) < config.hardware.micro_batch:
+        typer.echo(
+            f"hardware.micro_batch={config.hardware.micro_batch}: no step of "
+            f"train.tokens_per_step={config.train.tokens_per_step} has more than {rows} row{'s' if rows > 1 else ''}",
+            err=True,
+        )
     if config.hardware.device == "cpu":
         words = f"a GPU with these settings (kernels {found.details['kernels']}); hardware=gpu has those of a run there"
         typer.echo(f"hardware=cpu: {words}", err=True)

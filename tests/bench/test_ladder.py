@@ -205,6 +205,7 @@ def waiter(tmp_path: Path, name: str, seconds: float) -> spread.Task:
     return spread.Task(name, [sys.executable, "-c", code], tmp_path / f"{name}.log", waits=True)
 
 
+@pytest.mark.slow
 def test_what_waits_is_ready_before_its_place_is_free(tmp_path: Path) -> None:
     tasks = [waiter(tmp_path, name, 1.0) for name in "abc"]
     took: dict[str, tuple[int | None, float]] = {}
@@ -219,6 +220,7 @@ def test_what_waits_is_ready_before_its_place_is_free(tmp_path: Path) -> None:
     assert {code for code, _ in took.values()} == {0} and took["b"][1] < 2.0, "time counts from its line"
 
 
+@pytest.mark.slow
 def test_what_waits_for_one_gpu_goes_to_another_that_is_free(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tasks = [waiter(tmp_path, "a", 4.0), waiter(tmp_path, "b", 0.1), waiter(tmp_path, "c", 0.1)]

@@ -294,6 +294,7 @@ def test_turns_follow_what_was_found() -> None:
     assert peers.turns(row, ["liger", "trl"], 2, runs) == [(1, "trl", 3, 1), (2, "liger", 3, 1)]
 
 
+@pytest.mark.slow
 def test_real_lengths_are_tried_in_several_passes_by_peers_only() -> None:
     row = peers_rows.ROWS["gsm8k_lora"]
     assert row.stacks[:3] == ["sweeptune", "liger", "unsloth"], "what a visit that is cut off has"

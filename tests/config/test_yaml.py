@@ -66,6 +66,7 @@ def test_every_option_composes_and_is_named_like_its_file(group: str, option: st
         assert getattr(config, group).name == option
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OPTIONS["method"])
 def test_options_combine_freely(method: str) -> None:
     # Every option with every method, the groups side by side: all products of them would take minutes.

@@ -94,6 +94,7 @@ def test_settings_of_a_study_without_multirun_are_said_to_change_nothing(
     assert "without --multirun" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_wrong_overrides_are_all_listed(tmp_path):
     done = train("method=lorra", "method.rnak=4", "optim.lr=fast", "data.path=missing.jsonl", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr

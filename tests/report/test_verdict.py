@@ -139,6 +139,9 @@ def test_a_method_that_never_fits_has_been_tried(tmp_path: Path) -> None:
     leave_trial(folder, 1, "lora", 2.0)
     leave_trial(folder, 2, "qlora", None, status="oom")
     assert "not tried" not in words(folder) and "--confirm" in words(folder)
+    assert "not compared: full (predicted not to fit), qlora (nothing completed inside the constraints)" in words(
+        folder
+    )
     study = read_study(folder)
     assert [why_none(study, method) for method in ("full", "qlora")] == [
         "predicted not to fit",
@@ -147,6 +150,17 @@ def test_a_method_that_never_fits_has_been_tried(tmp_path: Path) -> None:
     shown = "\n".join(cell.text for row in methods_sheet(study, judge(study)).rows for cell in row)
     page = write_report(folder).read_text()
     assert all(words in shown and words in page for words in ("predicted not to fit", "inside the constraints"))
+
+
+def test_a_method_that_ended_behind_the_confirmation_is_not_left_out(tmp_path: Path) -> None:
+    folder = confirmed(tmp_path / "s", random.Random(2), {"full": 30.0, "lora": 0.0})
+    header = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(header | {"methods": ["full", "lora", "qlora"]}))
+    leave_trial(folder, 2, "qlora", 1.0)
+    assert words(folder).splitlines()[-2:] == [
+        "confirmation runs that did not complete: qlora: not run yet",
+        f"to decide: sweeptune compare {folder} --confirm",
+    ]
 
 
 def test_a_grid_over_seeds_with_one_configuration_each_is_judged_on_eval(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_another_seed_or_number_draws_something_else(tmp_path: Path) -> None:
     assert len({repr(point) for point in points}) == 3
 
 
+@pytest.mark.slow
 def test_a_method_is_drawn_its_own_parameters_only(tmp_path: Path) -> None:
     study = create(tmp_path, TPE)
     trial, point = ask(study, SPACE, TPE, 0, "full")

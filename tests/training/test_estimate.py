@@ -385,6 +385,8 @@ def test_the_command_prints_the_parts() -> None:
     assert found["details"]["kernels"] == "plain", "hardware=cpu computes in fp32"
     ran = CliRunner().invoke(app, ["estimate", "model=tiny", "method=full", "hardware=cpu", "--bounds"])
     assert "peak memory" in ran.stdout and "workspace" in ran.stdout and "hardware=cpu" in ran.stderr
+    ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "train.tokens_per_step=256"])
+    assert ran.stderr == "hardware.micro_batch=8: no step of train.tokens_per_step=256 has more than 1 row\n"
     assert not CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds"]).stderr
 
 

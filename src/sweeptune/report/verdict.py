@@ -164,6 +164,8 @@ def _arm(study: Study, method: str, losses: Mapping[int, float], split: str | No
     if split == "test" and method in study.planned:
         there = {run.seed for run in confirmed}
         missing += [f"{method}-{seed}: not run yet" for seed in study.confirm_seeds if seed not in there]
+    elif split == "test" and _lowest(study, method) is not None:
+        missing.append(f"{method}: not run yet")  # its trial ended behind an earlier confirmation
     return Arm(
         method=method,
         best=best_of(study, method),

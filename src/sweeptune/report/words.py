@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from sweeptune.report.cells import UNKNOWN
+from sweeptune.report.findings import why_none
 from sweeptune.report.statistics import Pair, seeds_needed, smallest_found
 from sweeptune.report.studies import Study
 from sweeptune.report.verdict import Verdict, judge
@@ -35,7 +36,7 @@ def verdict_words(study: Study, verdict: Verdict | None = None) -> list[str]:
         to decide: sweeptune compare multirun/demo --confirm --seeds 3
     """
     verdict = verdict or judge(study)
-    found = [*_sentences(study, verdict), *_over(study, verdict), *_missing(verdict)]
+    found = [*_sentences(study, verdict), *_over(study, verdict), *_missing(study, verdict)]
     return [*found, *_tuning(study, verdict), *_next(study, verdict)]
 
 
@@ -129,9 +130,15 @@ def _over(study: Study, verdict: Verdict) -> list[str]:
     ]
 
 
-def _missing(verdict: Verdict) -> list[str]:
+def _missing(study: Study, verdict: Verdict) -> list[str]:
+    """What no sentence on the losses speaks of."""
     found = [text for arm in verdict.arms for text in arm.missing]
-    return [f"confirmation runs that did not complete: {', '.join(found)}"] if found else []
+    tried = {trial.method for trial in study.trials}
+    out = [arm.method for arm in verdict.arms if arm.best is None and not arm.losses and arm.method in tried]
+    lines = [f"confirmation runs that did not complete: {', '.join(found)}"] if found else []
+    if out and any(arm.best for arm in verdict.arms):
+        lines.append(f"not compared: {', '.join(f'{method} ({why_none(study, method)})' for method in out)}")
+    return lines
 
 
 def _tuning(study: Study, verdict: Verdict) -> list[str]:
