@@ -25,6 +25,8 @@ from sweeptune.models.tiny import tiny_tokenizer
 from tests.data.helpers import shared
 from tests.models.internlm2 import published_config, random_weights, write
 
+pytestmark = pytest.mark.slow
+
 CHAT = {
     "<|plugin|>": 92538,
     "<|interpreter|>": 92539,
@@ -150,7 +152,6 @@ def test_a_conversation_in_the_published_format(tokenizer):
     assert (found[0], found[1], found.count(1), found.count(92542)) == (1, 92543, 1, 2)
 
 
-@pytest.mark.slow
 def test_sentencepiece_is_not_needed(model_file, monkeypatch, tmp_path):
     monkeypatch.setenv("SWEEPTUNE_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
@@ -222,8 +223,6 @@ def test_random_weights_without_a_tokenizer_get_the_byte_level_one(settings):
     assert len(load_tokenizer(replace(settings("model=internlm2_1_8b").model, weights="random"))) == 258
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_a_saved_tokenizer_is_read_by_everyone(tokenizer, published, model_file, tmp_path):
     out = tmp_path / "saved"
     tokenizer.save_pretrained(out)

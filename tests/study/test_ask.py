@@ -33,6 +33,8 @@ from sweeptune.study.tpe import LENT_AT_ALL, Lent, Ordered, Tpe, good_share
 from sweeptune.tracking.record import STATUSES
 from tests.study.helpers import GRID, METHODS, SPACE, create, line, measure
 
+pytestmark = pytest.mark.slow
+
 TPE = StudyConfig(trials=100, sampler="tpe")
 
 
@@ -103,7 +105,6 @@ def test_another_seed_or_number_draws_something_else(tmp_path: Path) -> None:
     assert len({repr(point) for point in points}) == 3
 
 
-@pytest.mark.slow
 def test_a_method_is_drawn_its_own_parameters_only(tmp_path: Path) -> None:
     study = create(tmp_path, TPE)
     trial, point = ask(study, SPACE, TPE, 0, "full")
@@ -327,7 +328,6 @@ def fill(
         study.add_trial(create_trial(params=params, distributions=domains, values=[x, 1 - x if front_only else y]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("front_only", [False, True])
 @pytest.mark.parametrize("method", ["lora", None])
 def test_asking_and_telling_stay_fast_with_2000_trials(tmp_path: Path, method: str | None, front_only: bool) -> None:

@@ -22,6 +22,8 @@ from tests.tracking.conftest import leave_lines, leave_result, leave_start
 from tests.tracking.test_describe import leave_header
 from tests.tracking.wandb_server import Server
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 
@@ -98,7 +100,6 @@ def test_a_run_that_ended_after_all_keeps_nothing_of_its_earlier_end(make_run: M
     assert "result/test_loss" not in found.result and found.result["result/eval_loss"] == 2.5
 
 
-@pytest.mark.slow
 def test_a_study_is_sent_without_its_probes_and_dry_run_sends_nothing(make_run: Make, server: Server) -> None:
     study = make_run("demo/0").parent
     leave_header(study)

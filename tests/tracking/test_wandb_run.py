@@ -16,6 +16,8 @@ from tests.tracking import wandb_file
 from tests.tracking.test_describe import leave_header
 from tests.tracking.wandb_server import Server, serving
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 
 
