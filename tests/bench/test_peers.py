@@ -294,7 +294,6 @@ def test_turns_follow_what_was_found() -> None:
     assert peers.turns(row, ["liger", "trl"], 2, runs) == [(1, "trl", 3, 1), (2, "liger", 3, 1)]
 
 
-@pytest.mark.slow
 def test_real_lengths_are_tried_in_several_passes_by_peers_only() -> None:
     row = peers_rows.ROWS["gsm8k_lora"]
     assert row.stacks[:3] == ["sweeptune", "liger", "unsloth"], "what a visit that is cut off has"
@@ -307,6 +306,7 @@ def test_real_lengths_are_tried_in_several_passes_by_peers_only() -> None:
     assert peers_rows.ROWS["intern7_qlora_cap8"].settings("trl") == [(6, 1), (4, 1), (3, 1), (2, 1)]
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_a_line_and_without_one_it_ends(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "bench" / "stacks.py"), "transformers", "-"]
     paths = {"env": peers.environment(tmp_path), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}

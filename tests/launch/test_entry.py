@@ -94,7 +94,6 @@ def test_settings_of_a_study_without_multirun_are_said_to_change_nothing(
     assert "without --multirun" not in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_several_wrong_overrides_are_all_listed(tmp_path):
     done = train("method=lorra", "method.rnak=4", "optim.lr=fast", "data.path=missing.jsonl", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -103,6 +102,7 @@ def test_several_wrong_overrides_are_all_listed(tmp_path):
         assert text in done.stderr
 
 
+@pytest.mark.slow
 def test_what_only_the_data_can_tell_is_refused_before_weights_are_loaded(tmp_path, tiny):
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
     done = train(*tiny, "data.path=bad.jsonl", cwd=tmp_path)

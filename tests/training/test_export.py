@@ -117,7 +117,6 @@ def saved_internlm2(tmp_path):
     return ["model=internlm2_1_8b", f"model.path={folder}", "model.weights=pretrained", *short]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "qlora", "pissa"])
 def test_a_merged_internlm2_has_the_published_layout_and_the_trained_logits(
     settings, tmp_path, saved_internlm2, method
@@ -141,7 +140,6 @@ def test_a_merged_internlm2_has_the_published_layout_and_the_trained_logits(
     assert [generation["eos_token_id"]] == stop_ids(load_tokenizer(config.model)) and values["use_cache"] is True
 
 
-@pytest.mark.slow
 def test_an_internlm2_becomes_a_plain_llama(settings, tmp_path, saved_internlm2):
     config = settings("method=qlora", *saved_internlm2)
     run(config, tmp_path / "run")
@@ -158,7 +156,6 @@ def test_an_internlm2_becomes_a_plain_llama(settings, tmp_path, saved_internlm2)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-@pytest.mark.slow
 def test_an_internlm2_adapter_works_on_the_published_base(settings, tmp_path, saved_internlm2):
     config = settings("method=lora", *saved_internlm2)
     run(config, tmp_path / "run")

@@ -16,7 +16,6 @@ from sweeptune.training.run import run
 Settings = Callable[..., Config]
 
 
-@pytest.mark.slow
 def test_the_ledger_is_in_the_record_and_its_digest_in_the_fingerprint(settings: Settings, tmp_path: Path) -> None:
     record = run(settings("train.max_steps=1", "eval.max_samples=4"), tmp_path)
     assert record["status"] == "completed", record["reason"]

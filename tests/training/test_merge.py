@@ -147,7 +147,6 @@ def test_storing_changes_weights_and_no_buffers(settings):
     assert tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is True
 
 
-@pytest.mark.slow
 def test_an_internlm2_is_judged_merged_too(settings, tmp_path):
     """Its published names and fused weights must not come in the way of quantising from memory."""
     from sweeptune.models.tiny import tiny_tokenizer

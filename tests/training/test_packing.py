@@ -320,7 +320,6 @@ def test_attention_costs_the_squares_of_samples_not_of_rows(settings, tmp_path):
     assert max(segment_lengths(session)) == 32 and 0 < loss_share(session) < 1
 
 
-@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(settings, tmp_path):
     from safetensors.torch import load_file
 

@@ -65,7 +65,6 @@ def kill_at_step(config: Config, folder: Path, step: int) -> None:
     assert not (folder / "result.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora method.dropout=0.2", "qlora", "pissa"])
 def test_resume_after_sigkill_at_a_random_step_is_exact(settings, tmp_path, method):
     config = settings(*(f"method={method}".split()), *LONG)

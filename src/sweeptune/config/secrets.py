@@ -8,6 +8,8 @@ PASSWORD = re.compile(r"(://[^\s/:@]*):\S*@")
 """Up to the last ``@``: a password may hold one that should have been written ``%40``, and a slash."""
 PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s'\"]*", re.IGNORECASE)
 
+MASK = "***"
+
 
 def masked(text: str) -> str:
     """A text without the passwords of the addresses in it.
@@ -19,4 +21,4 @@ def masked(text: str) -> str:
         >>> masked("study.storage=postgresql://ann:secret@db/optuna")
         'study.storage=postgresql://ann:***@db/optuna'
     """
-    return PARAMETER.sub(r"\1***", PASSWORD.sub(r"\1:***@", text))
+    return PARAMETER.sub(rf"\1{MASK}", PASSWORD.sub(rf"\1:{MASK}@", text))

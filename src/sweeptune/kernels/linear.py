@@ -52,9 +52,7 @@ class Projection:
     def times(self, x: Operand, low: Low | None = None, residual: torch.Tensor | None = None) -> torch.Tensor:
         """x W^T [n, out], with what an adapter adds, and with ``residual`` [n, out]."""
         if isinstance(self.base, Fp8Linear):
-            found = times(x.rounded, self.base, x.plain.dtype)  # rounded, so that nothing is gained by another order
-            found = found if low is None else found.addmm_(low[0], low[1].t())
-            return found if residual is None else found.add_(residual)
+            return plus(times(x.rounded, self.base, x.plain.dtype), low, residual)
         weight = dense(self.base, x.plain.dtype).t()
         if low is None:
             return torch.mm(x.plain, weight) if residual is None else torch.addmm(residual, x.plain, weight)
@@ -65,12 +63,16 @@ class Projection:
         """dy W [n, in], with what reaches the input through adapters (``low``) or added in place to ``into``."""
         assert low is None or into is None, "a group adds its adapters once, with its first layer"
         if isinstance(self.base, Fp8Linear):
-            found = times_transposed(dy, self.base)
-            found = found if low is None else found.addmm_(low[0], low[1].t())
-            return found if into is None else into.add_(found)
+            return plus(times_transposed(dy, self.base), low, into)
         weight = dense(self.base, dy.dtype)
         into = into if low is None else torch.mm(low[0], low[1].t())
         return torch.mm(dy, weight) if into is None else into.addmm_(dy, weight)
+
+
+def plus(found: torch.Tensor, low: Low | None, other: torch.Tensor | None) -> torch.Tensor:
+    """A product that is rounded already, so that no order keeps more: in place what adapters add, then ``other``."""
+    found = found if low is None else found.addmm_(low[0], low[1].t())
+    return found if other is None else found.add_(other)
 
 
 class Operand:

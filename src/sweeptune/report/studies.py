@@ -127,6 +127,11 @@ class Study:
         """The trials of one method that count."""
         return [trial for trial in self.trials if trial.method == method and trial.counts]
 
+    @cached_property
+    def tried(self) -> set[str]:
+        """Methods that a trial was planned of, also where it was predicted not to fit."""
+        return {trial.method for trial in self.trials}
+
     def trial(self, number: int) -> Trial | None:
         """A trial by its number."""
         return next((trial for trial in self.trials if trial.number == number), None)

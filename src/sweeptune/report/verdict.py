@@ -158,17 +158,17 @@ def _searched(study: Study, method: str) -> dict[int, _Run]:
 
 
 def _arm(study: Study, method: str, losses: Mapping[int, float], split: str | None) -> Arm:
-    own = study.of(method)
+    own, best = study.of(method), best_of(study, method)
     confirmed = [run for run in study.confirmed if run.method == method]
     missing = [f"{run.folder.name}: {run.status}" for run in confirmed if run.loss is None]
     if split == "test" and method in study.planned:
         there = {run.seed for run in confirmed}
         missing += [f"{method}-{seed}: not run yet" for seed in study.confirm_seeds if seed not in there]
-    elif split == "test" and _lowest(study, method) is not None:
+    elif split == "test" and best is not None:
         missing.append(f"{method}: not run yet")  # its trial ended behind an earlier confirmation
     return Arm(
         method=method,
-        best=best_of(study, method),
+        best=best,
         losses=losses,
         loss=interval(list(losses.values())) if losses else None,
         merged=_merged(study, own, confirmed) if method == "qlora" else None,

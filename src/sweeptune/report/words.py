@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from sweeptune.config.secrets import MASK
 from sweeptune.report.cells import UNKNOWN
 from sweeptune.report.findings import why_none
 from sweeptune.report.statistics import Pair, seeds_needed, smallest_found
@@ -133,8 +134,7 @@ def _over(study: Study, verdict: Verdict) -> list[str]:
 def _missing(study: Study, verdict: Verdict) -> list[str]:
     """What no sentence on the losses speaks of."""
     found = [text for arm in verdict.arms for text in arm.missing]
-    tried = {trial.method for trial in study.trials}
-    out = [arm.method for arm in verdict.arms if arm.best is None and not arm.losses and arm.method in tried]
+    out = [arm.method for arm in verdict.arms if arm.best is None and not arm.losses and arm.method in study.tried]
     lines = [f"confirmation runs that did not complete: {', '.join(found)}"] if found else []
     if out and any(arm.best for arm in verdict.arms):
         lines.append(f"not compared: {', '.join(f'{method} ({why_none(study, method)})' for method in out)}")
@@ -158,10 +158,10 @@ def _tuning(study: Study, verdict: Verdict) -> list[str]:
 
 def _next(study: Study, verdict: Verdict) -> list[str]:
     """The command that would decide what is open; before every method has been tried, the study's own."""
-    tried = {trial.method for trial in study.trials}
-    if study.left and tried and (untried := [method for method in study.methods if method not in tried]):
+    untried = [method for method in study.methods if method not in study.tried]
+    if study.left and study.tried and untried:
         command = str(study.header.get("command") or "")
-        again = [f"to go on: {command}"] if command and "***" not in command else []
+        again = [f"to go on: {command}"] if command and MASK not in command else []
         return [f"not tried yet: {_list(untried)}; the command that began the study goes on with it", *again]
     judged = [arm for arm in verdict.arms if arm.losses]
     if len(study.methods) < 2:
