@@ -162,7 +162,7 @@ def test_planning_grows_with_the_rows_not_with_their_square():
 @pytest.mark.parametrize("count", [1, 7, 16])
 def test_every_row_goes_to_exactly_one_rank(deal, world, size, count):
     rows = mixed(count)
-    dealt = [deal(dealable(deal, rows), size, rank, world) for rank in range(world)]
+    dealt = [deal(dealable(deal, rows), size, rank=rank, world=world) for rank in range(world)]
     batches = [batch for own in dealt for batch in own]
     assert sorted(ids(in_order(batches))) == ids(rows)
     assert all(1 <= len(batch) <= size for batch in batches)
@@ -190,7 +190,22 @@ def test_a_step_is_dealt_row_by_row_so_that_ranks_have_like_lengths():
 
 def test_an_eval_batch_is_the_same_on_one_rank_and_on_many():
     rows = mixed(22)
-    assert [eval_batches(rows, 4, rank, 2) for rank in (0, 1)] == [eval_batches(rows, 4)[r::2] for r in (0, 1)]
+    shares = [eval_batches(rows, 4, rank=rank, world=2) for rank in (0, 1)]
+    assert shares == [eval_batches(rows, 4)[r::2] for r in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths"),
+    [
+        (None, [[9, 8, 5, 4], [4, 3, 1]]),
+        (10, [[9], [8], [5, 4], [4, 3], [1]]),
+        (16, [[9], [8, 5], [4, 4, 3, 1]]),
+        (1, [[9], [8], [5], [4], [4], [3], [1]]),  # a longer row goes alone
+    ],
+)
+def test_a_batch_of_evaluation_has_a_limit_of_positions_too(tokens, lengths):
+    batches = eval_batches(rows_of(3, 9, 5, 4, 8, 1, 4), 4, tokens)
+    assert [[row.length for row in batch] for batch in batches] == lengths
 
 
 @pytest.mark.parametrize(

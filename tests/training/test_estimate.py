@@ -200,6 +200,18 @@ def test_a_head_in_nf4_makes_its_logits_in_the_same_chunks() -> None:
         assert found.split == Split(1536, True)
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_evaluation_is_not_the_peak_of_a_run_that_offloads_one_row(method: str) -> None:
+    least = ["model=internlm2_1_8b", f"method={method}", *SHAPE, "hardware.gradient_checkpointing=offload"]
+    config = compose([*least, "data.max_length=2048", "train.tokens_per_step=2048", "hardware.micro_batch=1"])
+    assert bounds(config).eval.rows == 1
+    found = estimate(config, bounds(config))
+    assert found.phase == "steady"
+    wide = replace(config, eval=replace(config.eval, batch_tokens=None))
+    assert bounds(wide).eval.rows == wide.eval.batch_size
+    assert estimate(wide, bounds(wide)).phase == "eval"
+
+
 def test_logits_are_made_in_chunks_one_after_the_other() -> None:
     big = ["model.architecture.vocab_size=65536", "method=full"]  # 1,536 rows a chunk, 192 MiB in bf16
 

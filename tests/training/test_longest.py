@@ -1,4 +1,4 @@
-"""A short run sees the peak of evaluation in the batches of the longest rows, and its loss compares with no other."""
+"""A short run sees the peak of evaluation in its largest batches, and its loss compares with no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from sweeptune.config.compose import compose, dump, load
 from sweeptune.config.schema import EvalConfig
-from sweeptune.data import Row, eval_batches, longest_batches
+from sweeptune.data import Row, eval_batches, largest_batches
 from sweeptune.training import evaluate, run
 from sweeptune.training.judge import judge
 from tests.training.helpers import lines
@@ -31,13 +31,19 @@ ROWS = [row(str(number), length) for number, length in enumerate([5, 9, 2, 9, 7,
         (99, 4, [9, 9, 8, 7, 5, 3, 2]),
     ],
 )
-def test_the_batches_are_those_that_evaluation_begins_with(count, size, lengths):
-    chosen = longest_batches(ROWS, count, size)
+def test_without_a_limit_of_positions_the_largest_batches_are_those_of_the_longest_rows(count, size, lengths):
+    chosen = largest_batches(ROWS, count, size)
     assert sorted((row.length for row in chosen), reverse=True) == lengths
     assert list(chosen) == [row for row in ROWS if row in chosen], "in their own order"
     shapes = [[row.length for row in batch] for batch in eval_batches(ROWS, size)]
     assert [[row.length for row in batch] for batch in eval_batches(chosen, size)] == shapes[: -(-count // size)]
-    assert longest_batches(ROWS, None, size) is ROWS
+    assert largest_batches(ROWS, None, size) is ROWS
+
+
+def test_with_a_limit_the_largest_batch_may_be_of_shorter_rows():
+    chosen = largest_batches(ROWS, 1, 4, 15)
+    assert [row.length for row in chosen] == [5, 7], "14 positions, the 9 and the 8 are alone"
+    assert [len(batch) for batch in eval_batches(chosen, 4, 15)] == [2]
 
 
 def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, monkeypatch):

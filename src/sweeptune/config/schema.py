@@ -331,11 +331,13 @@ class EvalConfig:
     __pydantic_config__ = STRICT_KEYS
 
     batch_size: Positive
-    """Rows per forward pass; changes speed and memory only, never the loss."""
+    """Rows per forward pass at most; changes speed and memory only, never the loss."""
+    batch_tokens: Positive | None = None
+    """Its positions at most, padding included; a longer row is alone. None: any number."""
     max_samples: Positive | None
     """The first n held-out rows by hash; null is all of them."""
     longest: Positive | None = None
-    """Of these only the batches with the n longest: what a short run needs to see the peak of evaluation. Its losses
+    """Of these only n, in the largest batches: what a short run needs to see the peak of evaluation. Its losses
     compare with those of such runs alone."""
     test: bool
     """Also evaluate the trained model on the test split."""

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import DataConfig, TrainConfig
@@ -175,22 +176,48 @@ def micro_batches(
     return [own[at : at + size] for at in range(0, len(own), size)]
 
 
-def eval_batches(rows: Sequence[Row], size: int, rank: int = 0, world: int = 1) -> list[list[Row]]:
-    """Deal held-out rows to batches, and those to the ranks: which rows share a batch depends on the data alone."""
+def eval_batches(
+    rows: Sequence[Row], size: int, tokens: int | None = None, rank: int = 0, world: int = 1
+) -> list[list[Row]]:
+    """Deal held-out rows to batches, and those to the ranks: which rows share a batch depends on the data alone.
+
+    Args:
+        rows: In any order.
+        size: Rows of a batch at most.
+        tokens: Its positions at most, padding included; a longer row is alone. None: any number.
+        rank: This rank.
+        world: Number of ranks.
+    """
     ordered = sorted(rows, key=lambda row: (-row.length, row.id))
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)][rank::world]
+    return [ordered[part] for part in _dealt([row.length for row in ordered], size, tokens)][rank::world]
 
 
-def longest_batches(rows: Sequence[Row], count: int | None, size: int) -> Sequence[Row]:
-    """The rows of the batches of ``size`` that hold the ``count`` longest, in their own order; None is all rows.
+def _dealt(lengths: Sequence[int], size: int, tokens: int | None) -> list[slice]:
+    """Where batches begin and end in rows of falling length."""
+    found, at = [], 0
+    while at < len(lengths):
+        count = size if tokens is None else min(size, max(1, tokens // lengths[at]))
+        found.append(slice(at, at + count))
+        at += count
+    return found
 
-    Whole batches, because what costs the most memory is a full batch of the longest rows.
+
+def largest_batches(rows: Sequence[Row], count: int | None, size: int, tokens: int | None = None) -> Sequence[Row]:
+    """The rows of the batches (`eval_batches`) with most positions, in their own order.
+
+    Args:
+        rows: In any order.
+        count: Rows of so many full batches; None is all rows.
+        size: Rows of a batch at most.
+        tokens: Its positions at most.
     """
     if count is None:
         return rows
     lengths = _column(rows, "lengths", lambda row: row.length)
     ordered = sorted(range(len(rows)), key=lambda at: -lengths[at])
-    return [rows[at] for at in sorted(ordered[: math.ceil(count / size) * size])]
+    batches = [ordered[part] for part in _dealt([lengths[at] for at in ordered], size, tokens)]
+    batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
+    return [rows[at] for at in sorted(chain(*batches[: math.ceil(count / size)]))]
 
 
 def hash_rows(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ def evaluate(
     rows: Sequence[Row],
     *,
     batch_size: int,
+    batch_tokens: int | None = None,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]],
     pad_id: int,
@@ -33,7 +34,8 @@ def evaluate(
     Args:
         model: The model; its mode is restored afterwards.
         rows: Held-out rows; none is cut.
-        batch_size: Rows per forward pass; the result does not depend on it.
+        batch_size: Rows per forward pass at most; the result does not depend on it.
+        batch_tokens: Its positions at most, padding included; a longer row is alone. None: any number.
         device: Where the model is.
         autocast: Opens the context that the loss is computed in.
         pad_id: Token that fills short rows; never seen by the loss.
@@ -43,7 +45,14 @@ def evaluate(
         One dict a row, in the order of ``rows``: id, nll (sum in nats), loss_tokens, bytes. Every rank gets all.
     """
     scored = score_share(
-        model, rows, batch_size=batch_size, device=device, autocast=autocast, pad_id=pad_id, description=description
+        model,
+        rows,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        device=device,
+        autocast=autocast,
+        pad_id=pad_id,
+        description=description,
     )
     return gather(scored, rows)
 
@@ -53,6 +62,7 @@ def score_share(
     rows: Sequence[Row],
     *,
     batch_size: int,
+    batch_tokens: int | None,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]],
     pad_id: int,
@@ -60,7 +70,7 @@ def score_share(
 ) -> dict[str, float]:
     """Score this rank's share of the rows, without talking to other ranks: nll in nats by row id."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    batches = eval_batches(rows, batch_size, rank, world)
+    batches = eval_batches(rows, batch_size, batch_tokens, rank, world)
     scored: dict[str, float] = {}
     was_training = model.training
     model.eval()

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, load_everything, load_run_tokenizer, load_splits, longest_batches
+from sweeptune.data import Row, largest_batches, load_everything, load_run_tokenizer, load_splits
 from sweeptune.tracking.console import progress
 from sweeptune.training.evaluate import evaluate, summarize
 from sweeptune.training.placement import Placement, place
@@ -52,7 +52,7 @@ def held_out(config: Config, split: str) -> Sequence[Row]:
     splits = load_splits(config.data, config.eval, config.template, tokenizer, progress)
     if split == "test":
         return splits.test
-    return longest_batches(splits.eval, config.eval.longest, config.eval.batch_size)
+    return largest_batches(splits.eval, config.eval.longest, config.eval.batch_size, config.eval.batch_tokens)
 
 
 def _score(
@@ -68,6 +68,7 @@ def _score(
         model,
         rows,
         batch_size=config.eval.batch_size,
+        batch_tokens=config.eval.batch_tokens,
         device=placement.device,
         autocast=autocast,
         pad_id=pad_id,

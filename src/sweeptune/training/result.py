@@ -132,6 +132,7 @@ def cost_fingerprint(session: Session) -> dict[str, Any]:
         "ranks": session.accelerator.num_processes,
         "micro_batch": session.progress.micro_batch,
         "eval_batch": session.progress.eval_batch,
+        "eval_tokens": config.eval.batch_tokens,
         "max_length": config.data.max_length,
         "attention": backend_of(session.model.config),
         "packing": config.data.packing,

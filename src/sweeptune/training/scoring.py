@@ -85,6 +85,7 @@ def score(
                     session.model if model is None else model,
                     rows,
                     batch_size=progress.eval_batch,
+                    batch_tokens=session.config.eval.batch_tokens,
                     device=session.device,
                     autocast=session.autocast,
                     pad_id=session.pad_id,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
-from sweeptune.data import Row, Splits, Step, lengths_of, load_run_tokenizer, load_splits, longest_batches, plan_steps
+from sweeptune.data import Row, Splits, Step, largest_batches, lengths_of, load_run_tokenizer, load_splits, plan_steps
 from sweeptune.kernels import interfaces
 from sweeptune.kernels.attention import heads_of, masks_by_layer, resolve
 from sweeptune.kernels.fastest import kernel_order
@@ -165,7 +165,7 @@ def open_session(config: Config, folder: Path, *, micro_batch: int | None = None
         placement=placement,
         tokenizer=tokenizer,
         splits=splits,
-        eval_rows=longest_batches(splits.eval, config.eval.longest, config.eval.batch_size),
+        eval_rows=largest_batches(splits.eval, config.eval.longest, config.eval.batch_size, config.eval.batch_tokens),
         steps=steps,
         model=model,
         optimizer=optimizer,

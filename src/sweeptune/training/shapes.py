@@ -94,9 +94,11 @@ def bounds(config: Config) -> Shapes:
         # Longest first, and together no more than the budget: a later micro-batch's rows are no longer than this.
         later = min(length, budget // (size + 1))
         step = [shape(max(1, min(size, budget - length + 1)), length)] + [shape(size, later)] * (later > 1)
-    held = config.eval.batch_size
-    tokens = held * length
-    judged = Shape(held, length, tokens if flat else length - 1, tokens, padded=held > 1)
+    held, limit = config.eval.batch_size * length, config.eval.batch_tokens
+    tokens = held if limit is None else min(held, max(limit, length))
+    rows = tokens // length
+    longest = tokens // rows  # shorter rows may fill up what one of full length leaves
+    judged = Shape(rows, longest, tokens if flat else longest - 1, tokens, padded=rows > 1)
     return Shapes((tuple(step),), judged)
 
 
@@ -120,8 +122,9 @@ def planned(config: Config, rows: Sequence[Row], steps: Sequence[Step], held_out
     made = tuple(
         tuple(_shape(part, flat) for part in micro_batches(samples(rows, step.packs), size)) for step in chosen
     )
-    held = [(row,) for row in eval_batches(held_out, config.eval.batch_size)[0]]
-    return Shapes(made, _shape(held, flat))
+    judged = eval_batches(held_out, config.eval.batch_size, config.eval.batch_tokens)
+    held = max(judged, key=lambda batch: len(batch) * batch[0].length)
+    return Shapes(made, _shape([(row,) for row in held], flat))
 
 
 def fullest(step: Step, size: int, flat: bool) -> int:

@@ -27,7 +27,7 @@ log = logging.getLogger("sweeptune")
 
 SHARED = "SWEEPTUNE_SHARED"
 """Names the folder in which the runs of a study keep their first evaluations."""
-COSTS = ("model", "device", "eval_batch", "attention", "kernels", "precision")
+COSTS = ("model", "device", "eval_batch", "eval_tokens", "attention", "kernels", "precision")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
