@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import yaml
 
 from sweeptune.tracking.record import read_record
-from tests.study.fakes import begin, lines, results, run, wait_for, workers
+from tests.study.fakes import begin, environment, lines, results, run, wait_for, workers
 
 GRID = ["method=full,lora,qlora", "optim.lr=1e-4,1e-3", "method.rank=4,16", "study.name=s"]
 POINTS = 10  # full has no rank: 2 + 4 + 4
@@ -316,6 +318,25 @@ def test_more_trials_after_a_confirmation_are_confirmed_on_the_same_seeds(tmp_pa
     for seed in after["seeds"]:
         assert read_record(confirm / f"lora-{seed}")["test"]["loss"] < 2.0, "the new best"
         assert (confirm / "earlier" / f"{before['lora']}-lora-{seed}" / "result.json").exists(), "nothing is lost"
+
+
+def test_a_confirmation_counts_the_interrupted_trial_that_it_finishes_first(tmp_path: Path) -> None:
+    command = ["method=lora", RATES, "study.name=s", "study.trials=2"]
+    assert run(tmp_path, *command).returncode == 0
+    study = tmp_path / "multirun" / "s"
+    text = (study / "trials.jsonl").read_text().splitlines(keepends=True)
+    (study / "trials.jsonl").write_text(text[0])
+    (study / "1" / "result.json").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeptune.cli", "compare", str(study), "--confirm", "--seeds", "2"],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "study s: 2 trials in" in done.stderr and "1 done" in done.stderr
+    assert "(2 of 2)" in done.stderr and len(lines(study)) == 2, done.stderr
+    assert len(list((study / "confirm").glob("lora-*"))) == 2
 
 
 def test_seeds_of_the_search_confirm_nothing(tmp_path: Path) -> None:

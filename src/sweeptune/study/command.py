@@ -21,7 +21,7 @@ from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.grid import firsts, from_header, merge, rest
 from sweeptune.study.space import Point, Space, fixed_overrides, read_space
-from sweeptune.study.store import Identity, Store, as_json, differences, git_state
+from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import compose_trial, flat
 from sweeptune.study.working import at_work, set_over
 from sweeptune.tracking.follow import await_senders, offline_words
@@ -125,6 +125,12 @@ def _counted(store: Store) -> int:
     return store.counted
 
 
+def _begun(store: Store, settings: StudyConfig) -> int:
+    """Trials that have begun and count as such: those that were interrupted are finished, however few are asked for."""
+    trials = store.optuna(settings).get_trials(deepcopy=False)
+    return sum(trial.user_attrs.get("kind", "trial") in COUNTING for trial in trials)
+
+
 def _work(store: Store, identity: Identity) -> Ended:
     settings = identity.settings
     set_over(store.folder, False)
@@ -134,15 +140,15 @@ def _work(store: Store, identity: Identity) -> Ended:
     if settings.sampler == "grid":
         points = len(rest(identity.space, merged)) + len(firsts(identity.space, settings, merged))
         total = min(total or points, points)
-    done = _counted(store)
-    log.info("study %s: %s trials in %s%s", identity.name, total or "?", store.folder, f", {done} done" if done else "")
+    done, shown = _counted(store), max(total, _begun(store, settings)) if total else None
+    log.info("study %s: %s trials in %s%s", identity.name, shown or "?", store.folder, f", {done} done" if done else "")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
     if base.tracker.name == "wandb" and not goes_online("wandb"):
         log.warning("%s", offline_words(store.folder))
     if trouble := pruning_trouble(identity.space, settings):
         log.warning("%s", trouble)
-    display = Display(identity.name, total)
+    display = Display(identity.name, shown)
     engine = Engine(store, list(identity.overrides), identity.space, settings, base, total, display)
     interrupted = engine.run()
     if base.tracker.name != "none":
