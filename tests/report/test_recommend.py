@@ -133,6 +133,18 @@ def test_it_prints_the_exact_command_last(study: Path, capsys: pytest.CaptureFix
     assert "runner-up    qlora, trial 2" in text and "lora is better than qlora: 0.1000 nat lower" in text
 
 
+def test_it_says_how_a_study_goes_on_that_was_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = leave_study(tmp_path / "s", ("full", "lora"), command="python train.py -m method=full,lora")
+    leave_trial(study, 0, "full")
+    render_recommendation(read_study(study), recommend(read_study(study)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("not tried yet: lora; ") and lines[-1].startswith("python train.py model=")
+    assert lines[1].endswith("; to go on: python train.py -m method=full,lora")
+    leave_trial(study, 1, "lora")
+    render_recommendation(read_study(study), recommend(read_study(study)))
+    assert "to go on" not in capsys.readouterr().out
+
+
 def test_json_is_all_of_it(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = read_study(study)
     render_recommendation(loaded, recommend(loaded, 8.0), as_json=True)

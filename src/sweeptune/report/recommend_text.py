@@ -14,7 +14,7 @@ from sweeptune.report.recommend import Candidate, Recommendation
 from sweeptune.report.sheet import portable, print_words
 from sweeptune.report.studies import Study
 from sweeptune.report.study_sheets import settings
-from sweeptune.report.words import confirm_command, in_words
+from sweeptune.report.words import confirm_command, in_words, untried_words
 
 CONTEXT_GIB = 0.6
 """Room that a CUDA context may take beside the allocator, whose peak is what was measured."""
@@ -31,6 +31,8 @@ def render_recommendation(study: Study, found: Recommendation, as_json: bool = F
     within = f" within {' and '.join(limits)}" if limits else ""
     fit = f"{found.fitting} of {found.measured} configurations fit"
     print_words(console, f"{study.folder}{within}: {fit}", style="bold")
+    if untried := untried_words(study):
+        print_words(console, "; ".join(untried))
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

@@ -61,6 +61,16 @@ def confirm_command(study: Study, seeds: int | None = None) -> str:
     return f"sweeptune compare {shlex.quote(str(study.folder))} --confirm{more}"
 
 
+def untried_words(study: Study) -> list[str]:
+    """Which methods a study was left before, and the command that goes on with it; nothing where it tried them all."""
+    untried = [method for method in study.methods if method not in study.tried]
+    if not (study.left and study.tried and untried):
+        return []
+    command = str(study.header.get("command") or "")
+    again = [f"to go on: {command}"] if command and MASK not in command else []
+    return [f"not tried yet: {_list(untried)}; the command that began the study goes on with it", *again]
+
+
 def _sentences(study: Study, verdict: Verdict) -> list[str]:
     judged = [arm.method for arm in verdict.arms if arm.losses]
     if len(study.methods) < 2:
@@ -158,11 +168,8 @@ def _tuning(study: Study, verdict: Verdict) -> list[str]:
 
 def _next(study: Study, verdict: Verdict) -> list[str]:
     """The command that would decide what is open; before every method has been tried, the study's own."""
-    untried = [method for method in study.methods if method not in study.tried]
-    if study.left and study.tried and untried:
-        command = str(study.header.get("command") or "")
-        again = [f"to go on: {command}"] if command and MASK not in command else []
-        return [f"not tried yet: {_list(untried)}; the command that began the study goes on with it", *again]
+    if untried := untried_words(study):
+        return untried
     judged = [arm for arm in verdict.arms if arm.losses]
     if len(study.methods) < 2:
         return []
