@@ -91,7 +91,7 @@ def estimate(
 
     config = compose(overrides or [])
     found = predict(config, largest(config) if bounds else None, capacity)
-    typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found)))
+    typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found, capacity_gib=capacity)))
     if (rows := found.details["rows"]) < config.hardware.micro_batch:
         typer.echo(
             f"hardware.micro_batch={config.hardware.micro_batch}: no step of "

@@ -17,7 +17,7 @@ from sweeptune.cli import app
 from sweeptune.config.compose import compose
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config
-from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits, load_calibration
+from sweeptune.tracking.calibration import Calibration, Estimate, calibrate, fits, lines, load_calibration
 from sweeptune.training import passes as traced
 from sweeptune.training.allocator import MIB, Allocator, Full
 from sweeptune.training.estimate import bounds, estimate, notable, of_data
@@ -400,6 +400,27 @@ def test_the_command_prints_the_parts() -> None:
     ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "train.tokens_per_step=256"])
     assert ran.stderr == "hardware.micro_batch=8: no step of train.tokens_per_step=256 has more than 1 row\n"
     assert not CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds"]).stderr
+
+
+def test_it_is_said_whether_a_run_fits_into_the_capacity() -> None:
+    details = dict.fromkeys(("rows", "length", "positions", "attention", "kernels", "offloaded_gib"), 0)
+    found, upper = replace(guess(10.0), details=details), Calibration().upper(guess(10.0))
+    said = {gib: lines(found, capacity_gib=gib)[-1] for gib in (16, 10.5, 9)}
+    assert said[16] == f"fits into 16 GiB: {16 - upper:.2f} GiB more than the bound of 95 %"
+    assert said[10.5].startswith("may not fit into 10.5 GiB: 0.50 GiB more than the peak, ")
+    assert said[9] == "does not fit into 9 GiB: the peak is 1.00 GiB more"
+    assert not any("fit" in line for line in lines(found))
+    ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "--capacity", "0.001"])
+    assert ran.exit_code == 0 and "does not fit into 0.001 GiB" in ran.stdout
+
+
+def test_the_batch_that_is_named_is_that_of_the_peak() -> None:
+    small, large = Shape(2, 64, 40, 100, padded=False), Shape(64, 256, 16000, 16384, padded=False)
+    judged = estimate(tiny("method=lora"), Shapes(((small,),), large))
+    assert judged.phase == "eval" and judged.details["rows"] == 2
+    assert lines(judged)[1].startswith("largest batch of evaluation: 64 rows of 256 tokens, logits at 16000 positions;")
+    trained = estimate(tiny("method=lora"), Shapes(((large,),), small))
+    assert lines(trained)[1].startswith("largest micro-batch: 64 rows of 256 tokens, logits at 16000 positions;")
 
 
 def test_expandable_segments_are_predicted_unless_the_user_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:

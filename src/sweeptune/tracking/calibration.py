@@ -43,8 +43,8 @@ class Estimate:
         paged_gib: Optimiser state in managed memory.
         method: The method's name.
         checkpointing: Whether activations are recomputed.
-        details: Micro-batch, longest row, positions with logits, attention back-end, kernels, and what waits in the
-            host's memory (``offloaded_gib``).
+        details: Micro-batch, longest row, positions with logits, the same of evaluation's largest batch (``eval``),
+            attention back-end, kernels, and what waits in the host's memory (``offloaded_gib``).
     """
 
     peak_memory_gib: float
@@ -102,14 +102,15 @@ class Calibration:
         write_text(file, json.dumps({"schema": SCHEMA, "points": [asdict(point) for point in self.points]}, indent=1))
 
 
-def lines(estimate: Estimate, calibration: Calibration | None = None) -> list[str]:
-    """An estimate for people."""
+def lines(estimate: Estimate, calibration: Calibration | None = None, capacity_gib: float | None = None) -> list[str]:
+    """An estimate for people, and whether it fits into a capacity where one is given."""
     known = calibration or Calibration()
     shape = estimate.details
+    what, largest = ("batch of evaluation", shape["eval"]) if estimate.phase == "eval" else ("micro-batch", shape)
     text = [
         f"peak memory {known.center(estimate):.2f} GiB on a CUDA GPU, in the phase {estimate.phase}; "
         f"with 95 % probability below {known.upper(estimate):.2f} GiB (beside the CUDA context)",
-        f"largest micro-batch: {shape['rows']} rows of {shape['length']} tokens, logits at {shape['positions']} "
+        f"largest {what}: {largest['rows']} rows of {largest['length']} tokens, logits at {largest['positions']} "
         f"positions; attention {shape['attention']}, kernels {shape['kernels']}",
     ]
     parts = sorted(estimate.parts.items(), key=lambda part: -part[1])
@@ -120,7 +121,21 @@ def lines(estimate: Estimate, calibration: Calibration | None = None) -> list[st
         text.append(f"  {'paged states':12s} {estimate.paged_gib:8.2f} GiB, in managed memory")
     if estimate.parts["cache"] > 0.2 * estimate.peak_memory_gib:
         text.append("cache: micro-batches of many sizes leave holes that are reserved and not used")
+    if capacity_gib is not None:
+        text.append(_fit(known.center(estimate), known.upper(estimate), capacity_gib))
     return text
+
+
+def _fit(center: float, upper: float, capacity: float) -> str:
+    """Whether a capacity holds the bound, only the peak itself, or neither; all in GiB."""
+    if upper <= capacity:
+        return f"fits into {capacity:g} GiB: {capacity - upper:.2f} GiB more than the bound of 95 %"
+    if center <= capacity:
+        return (
+            f"may not fit into {capacity:g} GiB: {capacity - center:.2f} GiB more than the peak, "
+            f"{upper - capacity:.2f} GiB less than the bound of 95 %"
+        )
+    return f"does not fit into {capacity:g} GiB: the peak is {center - capacity:.2f} GiB more"
 
 
 def calibrate(points: Iterable[tuple[Estimate, float]]) -> Calibration:

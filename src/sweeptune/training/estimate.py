@@ -91,6 +91,7 @@ def estimate(
             "rows": largest.rows,
             "length": largest.length,
             "positions": largest.positions,
+            "eval": {name: getattr(shapes.eval, name) for name in ("rows", "length", "positions")},
             "micro_batches": max(map(len, shapes.steps)),
             "attention": backend(config),
             "kernels": passes.kernels,
