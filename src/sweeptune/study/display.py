@@ -54,7 +54,7 @@ class Display:
         what = {"probe": "probe of trial", "loss": "trial", "confirm": "confirming"}[unit.kind]
         name = unit.folder.name if unit.trial is None else f"{unit.trial.number}"
         many = f", seed {unit.seed}" if unit.trial is not None and len(unit.trial.seeds) > 1 else ""
-        settings = "" if unit.trial is None else f" {told(unit.trial.point)}"
+        settings = "" if unit.trial is None else _behind(" ", unit.trial.point)
         log.info("%s %s%s%s on %s -> %s", what, name, settings, many, unit.slot.name, unit.folder)
 
     def ended(self, unit: Any, record: dict[str, Any]) -> None:
@@ -70,7 +70,8 @@ class Display:
         """A trial has ended, and with it so many of the study."""
         self.lines.append(line)
         far = f"{counted}" + (f" of {self.total}" if self.total else "")
-        log.info("trial %d %s, %s: %s (%s)", line["number"], line["status"], told(line["params"]), figures(line), far)
+        settings = _behind(", ", line["params"])
+        log.info("trial %d %s%s: %s (%s)", line["number"], line["status"], settings, figures(line), far)
 
     def update(self, engine: Any) -> None:
         """Draw again, at most once a second."""
@@ -121,6 +122,11 @@ def told(point: dict[str, Any]) -> str:
     return " ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
     )
+
+
+def _behind(sign: str, point: dict[str, Any]) -> str:
+    """Settings behind what leads to them; nothing at all where nothing is swept."""
+    return f"{sign}{told(point)}" if point else ""
 
 
 def figures(line: dict[str, Any]) -> str:
