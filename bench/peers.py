@@ -540,6 +540,10 @@ def main() -> None:
     parser = arguments()
     options = parser.parse_args()
     if options.section:
+        if not options.section.is_file():
+            parser.error(f"--section {options.section}: no such file; give a <row>.md that a visit left in its --out")
+        if options.results is None:
+            parser.error("--results FILE has to be given: the section goes there, such as bench/RESULTS.md")
         put(options.results, options.section.read_text())
         return
     if options.list or options.row is None:

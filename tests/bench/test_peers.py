@@ -340,3 +340,19 @@ def test_tiny_row_end_to_end(tmp_path: Path) -> None:
     text = results.read_text()
     assert "## Against peers: intern18_lora" in text and "| sweeptune | 4 |" in text
     assert not list((tmp_path / "work" / "intern18_lora").glob("run"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--section", "gone.md", "--results", "R.md"], "--section gone.md: no such file; give a <row>.md"),
+        (["--section", __file__], "--results FILE has to be given"),
+    ],
+)
+def test_a_section_needs_its_file_and_a_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers.py", *given])
+    with pytest.raises(SystemExit, match="2"):
+        peers.main()
+    assert message in capsys.readouterr().err
