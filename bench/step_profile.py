@@ -2,6 +2,7 @@
 
     python bench/step_profile.py --method full          or lora, qlora: InternLM2-1.8B's shape, 8 x 2048 tokens
     python bench/step_profile.py --method lora data=jsonl data.path=gsm8k.jsonl     own settings, without the floor
+    python bench/step_profile.py --method lora_fp8          its kernels, without the floor, which is bf16's
     python bench/step_profile.py --method lora --tiny       a trial on a CPU
 
 Conditions are bench/peers.py's. First come the longest kernels of a step, then its matrix products alone, each shape
@@ -213,7 +214,7 @@ def bytes_line(moved: Bytes, rate: float) -> str:
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("full", "lora", "qlora"), default="full")
+    parser.add_argument("--method", choices=("full", "lora", "qlora", "lora_fp8"), default="full")
     parser.add_argument("--model", default="internlm2_1_8b", help="an option of conf/model; its weights are random")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
@@ -255,6 +256,9 @@ def main() -> None:
     print(f"one step: {wall:.0f} ms, {share}, {sum(count for *_, count in kernels):.0f} kernels")
     for name, spent, count in kernels[: options.kernels]:
         print(f"{spent:8.1f} ms  {count:6.0f} x  {name[:90]}")
+    if options.method == "lora_fp8":
+        print("no floor: its products are measured in bf16, and these are in fp8")
+        return
     if shape.tokens % rows or options.overrides:
         print("no floor: it is of full rows in one pass, and these are other settings")
         return

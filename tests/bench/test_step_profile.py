@@ -120,7 +120,7 @@ def test_the_table_sums_up() -> None:
     assert rows[-1] == ["tokens/s", "114,286", "80,000", "70.0% of the floor's"]
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "lora_fp8"])
 def test_settings_exist_and_given_ones_replace_them(tmp_path, monkeypatch, method):
     monkeypatch.setattr("sweeptune.config.rules.gpu_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -143,3 +143,11 @@ def test_a_trial_on_a_cpu(method):
     last = done.stdout.strip().splitlines()[-9:]
     assert last[0].startswith("|  | floor, ms |") and last[-1].startswith("| tokens/s |")
     assert f"{method}, 4 rows, 256 tokens" in done.stdout
+
+
+@pytest.mark.slow
+def test_fp8_has_kernels_and_no_floor_of_bf16() -> None:
+    command = [sys.executable, str(ROOT / "bench" / "step_profile.py"), "--tiny", "--method", "lora_fp8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("one step: ") and done.stdout.splitlines()[-1].startswith("no floor: ")
