@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -53,10 +54,17 @@ def load_pydocs() -> list[Conversation]:
 def modules() -> Iterator[tuple[Path, tuple[str, ...]]]:
     """The files that are read, in order, each with the parts of its module's name."""
     root = _root()
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        if not LEFT_OUT & set(parts) and not any(part.startswith("_") for part in parts if part != "__init__"):
-            yield path, parts
+    found = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = filter(_read, inner)  # site-packages may hold a hundred times as many
+        found += [Path(folder, name) for name in files if name.endswith(".py") and _read(name.removesuffix(".py"))]
+    for path in sorted(found):
+        yield path, path.relative_to(root).with_suffix("").parts
+
+
+def _read(part: str) -> bool:
+    """Whether a file or folder of this name is read."""
+    return part not in LEFT_OUT and (part == "__init__" or not part.startswith("_"))
 
 
 def _root() -> Path:

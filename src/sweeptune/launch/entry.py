@@ -27,7 +27,7 @@ from sweeptune.config.schema import Config
 from sweeptune.config.secrets import masked
 from sweeptune.config.space import as_override
 from sweeptune.launch.spawn import read_if_there, spawn
-from sweeptune.launch.worker import EXIT_CODES
+from sweeptune.launch.worker import EXIT_CODES, run_here
 from sweeptune.tracking.console import setup_logging
 from sweeptune.tracking.files import DiskFull
 from sweeptune.tracking.follow import await_senders
@@ -122,12 +122,7 @@ def continue_run(folder: Path) -> None:
 
 def execute(config: Config, folder: Path, command: str) -> dict[str, Any]:
     """Run here when one rank is enough, so that a debugger sees it; else under torchrun."""
-    if config.hardware.gpus_per_trial > 1:
-        record = spawn(config, folder, command)
-    else:
-        from sweeptune.training import run  # importing torch takes seconds that a wrong override need not wait for
-
-        record = run(config, folder, command)
+    record = (spawn if config.hardware.gpus_per_trial > 1 else run_here)(config, folder, command)
     if config.tracker.name != "none":
         await_senders([folder], folder)
     return record

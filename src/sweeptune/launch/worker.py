@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from sweeptune.config.allocator import expand_segments
 from sweeptune.config.compose import load
+from sweeptune.config.schema import Config
 
 PARENT = "SWEEPTUNE_PARENT"
 EXIT_CODES = {"completed": 0, "pruned": 0, "invalid_config": 2, "interrupted": 130}
@@ -45,12 +48,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.ranks > 1:
         return run_ranks(options.folder, options.command, options.ranks)
-    from sweeptune.training import run  # after the parent is known to live: importing torch takes seconds
-
-    record = run(load(options.folder / "config.yaml"), options.folder, options.command)
+    record = run_here(load(options.folder / "config.yaml"), options.folder, options.command)
     if os.environ.get("RANK", "0") != "0" and record["status"] != "crashed":
         return 0  # torchrun kills all ranks when one fails: rank 0, which still writes, must be the one that tells
     return EXIT_CODES.get(record["status"], 1)
+
+
+def run_here(config: Config, folder: Path, command: str) -> dict[str, Any]:
+    """`sweeptune.training.run`, in a process that is there for nothing else."""
+    from sweeptune.training import run  # not before it is needed: importing torch takes seconds
+
+    # What has been imported stays: half a million objects, which tidying up around an evaluation need not go through.
+    gc.freeze()
+    return run(config, folder, command)
 
 
 def run_ranks(folder: Path, command: str, ranks: int) -> int:
