@@ -94,3 +94,10 @@ def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_no_gpu_is_a_normal_answer() -> None:
     assert [check.name for check in doctor.torch_and_devices() if check.state == "no"] == ["GPU"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_fp8_can_be_tried_without_hardware_for_it() -> None:
+    found = next(check for check in doctor.dtypes() if check.name == "fp8")
+    assert found.state == "no" and found.value.startswith("not in hardware, ")
+    assert found.advice.startswith("method=lora_fp8 runs here, too, for trying it: ")

@@ -45,6 +45,20 @@ def test_a_wrongly_scaled_gradient_is_stopped(settings, tmp_path, factor):
         prove(session)
 
 
+@pytest.mark.parametrize(("method", "hinted"), [("lora", False), ("lora_fp8", True)])
+def test_where_steps_must_be_long_a_failure_says_what_else_it_may_be(settings, tmp_path, monkeypatch, method, hinted):
+    session = open_session(settings(f"method={method}"), tmp_path)
+    for parameter in session.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(torch.neg)
+    said = []
+    monkeypatch.setattr(loop.log, "info", lambda text, *values: said.append(text % values))
+    with pytest.raises(ProofFailed) as failed:
+        prove(session)
+    assert ("steps of 0.02 nats, which rounding asks for, lower optim.lr" in str(failed.value)) is hinted
+    assert [text.endswith("rows instead of 16, in case rounding did it") for text in said] == [True] * hinted
+
+
 def test_a_gradient_that_misses_one_half_of_the_adapters_is_stopped(settings, tmp_path):
     session = open_session(settings("method=lora"), tmp_path)
     for name, parameter in session.model.named_parameters():

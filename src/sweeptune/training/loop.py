@@ -192,7 +192,7 @@ def prove(session: Session) -> None:
         except ProofFailed as failed:
             if not more:
                 raise
-            log.info("%s; once more with %d rows instead of %d, which averages rounding out", failed, more[0], first)
+            log.info("%s; once more with %d rows instead of %d, in case rounding did it", failed, more[0], first)
             found = _prove(session, more[0])
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})
 

@@ -115,10 +115,12 @@ def prove_gradients(
                 p.grad = None
     predicted, measured = pairs[0]
     if not error <= TOLERANCE[compute]:  # written so that NaN fails too
+        least = min(CHANGES[compute])
+        curved = f"; if the loss curves too much for steps of {least:g} nats, which rounding asks for, lower optim.lr"
         raise ProofFailed(
             f"the gradients are wrong: a small step of all trainable weights changes the loss by {measured:.6f} nats, "
             f"but the gradient predicts {predicted:.6f}; over {len(pairs)} such steps it is off by {error:.0%} "
-            f"(allowed {TOLERANCE[compute]:.0%})"
+            f"(allowed {TOLERANCE[compute]:.0%}){curved if compute != torch.float32 else ''}"
         )
     return {
         "predicted": predicted,
