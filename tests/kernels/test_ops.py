@@ -139,3 +139,10 @@ def test_nf4_is_bitsandbytes(nested):
     expected = bnb.functional.dequantize_4bit(packed, state)
     assert torch.equal(ops.nf4_dequantize(packed, state, torch.float32), expected)
     assert ops.nf4_dequantize(packed, state, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("capability", "multiplies"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
+def test_only_newer_gpus_compute_in_8_bits(monkeypatch, capability, multiplies):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert ops._multiplies_fp8.__wrapped__(torch.device("cuda:0")) is multiplies
+    assert not ops._multiplies_fp8(torch.device("cpu"))

@@ -141,8 +141,7 @@ def dtypes() -> Iterable[Check]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         yield Check("bf16", "ok" if native else "warn", "in hardware" if native else "emulated, slow", _unless(native))
         yield Check("fp16", "ok", "in hardware")
-        eight = capability >= (8, 9)
-        yield Check("fp8", "ok" if eight else "no", "in hardware" if eight else "needs compute capability 8.9")
+        yield _fp8(capability >= (8, 9))
         return
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
@@ -152,8 +151,14 @@ def dtypes() -> Iterable[Check]:
         "bf16", "ok" if native else "warn", found, "" if native else "hardware.precision=fp32 (the default here)"
     )
     yield Check("fp16", "no", "not trained in on CPUs", "hardware.precision=fp32 or bf16")
+    yield _fp8(False)
+
+
+def _fp8(native: bool) -> Check:
+    if native:
+        return Check("fp8", "ok", "in hardware")
     value = "not in hardware, which needs a GPU of compute capability 8.9"
-    yield Check("fp8", "no", value, "method=lora_fp8 runs here, too, for trying it: the same sums, and no faster")
+    return Check("fp8", "no", value, "method=lora_fp8 runs here, too, for trying it: the same sums, and no faster")
 
 
 def _unless(native: bool) -> str:
