@@ -477,6 +477,7 @@ def read_run(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "trainable": record["params"]["trainable"],
         "adapter_dtype": stored_dtype(folder),
         "exclusive": speed["exclusive"],
+        "seconds_by_phase": {name: phase.get("seconds") for name, phase in (memory["phases"] or {}).items()},
         "proofs": {name: bool(value) for name, value in record["proofs"].items()},
         "git": record["environment"].get("git"),
         "plan": {name: quality.get(name) for name in ("data_order", "loss_mask")},

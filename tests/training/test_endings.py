@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -218,13 +219,17 @@ def test_a_full_disk_loses_nothing_that_was_written(settings, tmp_path, monkeypa
 
 
 def test_record_has_every_part_and_plain_json(settings, tmp_path):
+    begin = time.perf_counter()
     record = run(settings("method=lora", "train.max_steps=8", "eval.test=true"), tmp_path, command="python train.py x")
     assert json.loads((tmp_path / "result.json").read_text())["command"] == "python train.py x"
     assert record["eval"]["loss"] < record["eval"]["initial_loss"]
     assert record["test"]["samples"] > 0 and record["test"]["loss"] != record["eval"]["loss"]
     assert record["speed"]["tokens_per_s"] > 0 and record["speed"]["step_ms"] > 0
     assert 0 < record["memory"]["peak_memory_gib"] <= record["memory"]["host_peak_gib"]
-    assert {"load", "proof", "first_step", "steady", "eval", "save"} <= set(record["memory"]["phases"])
+    phases = record["memory"]["phases"]
+    assert {"load", "proof", "first_step", "steady", "eval", "save"} <= set(phases)
+    seconds = [phase["seconds"] for phase in phases.values()]
+    assert min(seconds) > 0 and sum(seconds) < time.perf_counter() - begin
     assert record["proofs"]["gradients"]["passed"] == 2
     assert record["train"]["tokens"] == lines(tmp_path / "metrics.jsonl")[-2]["tokens"]
     examples = lines(tmp_path / "eval.jsonl")

@@ -7,6 +7,7 @@ allocator does not see). On a CPU it is the process's peak resident set, which L
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class MemoryMeter:
-    """Collects the peak of every phase of a run; a phase that comes again keeps its highest peak.
+    """Collects the peak of every phase of a run, and its wall time: one that comes again keeps its highest peak.
 
     Args:
         device: The device that is measured.
@@ -42,6 +43,7 @@ class MemoryMeter:
         self.device = device
         self.phases: dict[str, dict[str, float]] = {}
         self.current: str | None = None
+        self._since = time.perf_counter()
 
     def enter(self, name: str | None, *, release: bool = False) -> None:
         """End the present phase and begin another.
@@ -52,12 +54,12 @@ class MemoryMeter:
         """
         if self.current is not None:
             self._note(self.current)
+        self.current, self._since = name, time.perf_counter()
         if release:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         self._reset()
-        self.current = name
 
     def close(self) -> None:
         """End the last phase."""
@@ -90,6 +92,7 @@ class MemoryMeter:
         peaks = self.phases.setdefault(name, {})
         for key, value in seen.items():
             peaks[key] = max(peaks.get(key, 0.0), value)
+        peaks["seconds"] = peaks.get("seconds", 0.0) + time.perf_counter() - self._since
 
     def summary(self) -> dict[str, Any]:
         """The ``memory`` part of result.json.
