@@ -83,6 +83,23 @@ def test_what_rounding_hides_from_few_rows_is_proven_with_many(settings, tmp_pat
     assert asked == [16, min(64, len(session.splits.train))] and len(session.progress.gradient_proofs) == 1
 
 
+@pytest.mark.parametrize(("packing", "rows"), [("pack", 4), ("none", 1)])
+def test_short_rows_share_a_pass_as_far_as_training_has_tokens_in_one(settings, tmp_path, monkeypatch, packing, rows):
+    long = (f"data.packing={packing}", "data.max_length=512", "model.attention=eager")
+    config = settings("method=lora", "hardware.precision=bf16", "hardware.micro_batch=1", *long)
+    session, sizes = open_session(config, tmp_path), []
+
+    def watched(model, batches, *rest, **more):
+        sizes.append([tuple(batch.input_ids.shape) for batch in batches])
+        return prove_gradients(model, batches, *rest, **more)
+
+    monkeypatch.setattr(loop, "prove_gradients", watched)
+    prove(session)
+    assert [found[0] for found in sizes[0]] == [rows] * (16 // rows)
+    longest = 512 if packing == "pack" else max(row.length for row in session.splits.train)
+    assert max(count * length for count, length in sizes[0]) <= longest
+
+
 def test_a_weight_without_a_gradient_is_stopped_unless_the_loss_does_not_need_it(settings, tmp_path):
     session = open_session(settings("method=full"), tmp_path)
     session.model.unused = torch.nn.Parameter(torch.ones(3))

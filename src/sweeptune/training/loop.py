@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sweeptune.data import Step, collate_packs, micro_batches
+from sweeptune.data import Step, collate_packs, lengths_of, micro_batches
 from sweeptune.kernels.fuse import fused
 from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
-from sweeptune.training.proofs import PROOF_ROWS, ProofFailed, prove_gradients
+from sweeptune.training.proofs import PROOF_ROWS, PROOF_TOKENS, ProofFailed, prove_gradients
 from sweeptune.training.proofs_kernels import prove_kernels
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.scoring import evaluate_split
@@ -198,9 +198,17 @@ def prove(session: Session) -> None:
 
 
 def _prove(session: Session, rows: int) -> dict[str, float]:
-    parts = micro_batches([(row,) for row in session.proof_rows(rows)], session.progress.micro_batch)
+    parts = micro_batches([(row,) for row in session.proof_rows(rows)], _proof_rows_at_once(session))
     batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
     return prove_gradients(session.model, batches, session.arithmetic, session.autocast, seed=session.progress.step)
+
+
+def _proof_rows_at_once(session: Session) -> int:
+    """Short rows of a pass: no more tokens than a micro-batch of training has. (One by one they would take longer than
+    the training of a short trial: 7B in NF4 is dequantised for every pass.)"""
+    data, micro_batch = session.config.data, session.progress.micro_batch
+    longest = data.max_length if data.packing != "none" else int(lengths_of(session.splits.train).max())
+    return max(micro_batch, micro_batch * longest // PROOF_TOKENS)
 
 
 def prove_kernels_in(session: Session) -> None:
