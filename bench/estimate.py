@@ -230,6 +230,7 @@ def judge(session: Session) -> None:
             session.model,
             session.splits.eval,
             batch_size=session.progress.eval_batch,
+            batch_tokens=session.config.eval.batch_tokens,
             device=session.device,
             autocast=session.autocast,
             pad_id=0,

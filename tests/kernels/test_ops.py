@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -146,3 +147,21 @@ def test_only_newer_gpus_compute_in_8_bits(monkeypatch, capability, multiplies):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert ops._multiplies_fp8.__wrapped__(torch.device("cuda:0")) is multiplies
     assert not ops._multiplies_fp8(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_a_gpu_without_products_in_8_bits_computes_them_plainly(monkeypatch, multiplies):
+    asked = []
+    kernels = SimpleNamespace(
+        quantize_rows=lambda x, columns: asked.append("round"), transpose_bytes=lambda x: asked.append("transpose")
+    )
+    monkeypatch.setattr(ops, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(ops, "_multiplies_fp8", lambda _: multiplies)
+    monkeypatch.setattr(ops, "triton_ops", lambda: kernels)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *_, **__: asked.append("multiply"))
+    x = torch.randn(16, 16)
+    rounded = (x.to(ops.FP8), torch.ones(16))
+    ops.quantize_rows(x)
+    ops.fp8_transpose(rounded[0])
+    ops.fp8_matmul(rounded, rounded, torch.bfloat16)
+    assert asked == (["round", "transpose", "multiply"] if multiplies else [])

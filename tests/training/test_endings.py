@@ -140,6 +140,16 @@ def test_out_of_memory_in_evaluation_halves_the_eval_batch(settings, tmp_path, m
     assert record["eval"]["loss"] == pytest.approx(plain["eval"]["loss"], abs=1e-4)
 
 
+def test_out_of_memory_in_evaluation_with_one_row_at_a_time_is_not_tried_again(settings, tmp_path, monkeypatch):
+    from sweeptune.training import evaluate
+
+    failing = failing_at(set(range(99)), OOM, token_nll)
+    monkeypatch.setattr(evaluate, "token_nll", failing)
+    record = run(settings("method=lora", "train.max_steps=2", "eval.batch_size=8", "eval.batch_tokens=1"), tmp_path)
+    assert record["status"] == "oom" and "eval.batch_size, eval.batch_tokens: 1 x " in record["reason"]
+    assert not record["train"]["replans"]
+
+
 def test_a_loss_that_is_not_a_number_is_diverged(settings, tmp_path, monkeypatch):
     count = 0
 

@@ -212,6 +212,21 @@ def test_evaluation_is_not_the_peak_of_a_run_that_offloads_one_row(method: str) 
     assert estimate(wide, bounds(wide)).phase == "eval"
 
 
+@pytest.mark.parametrize(
+    ("length", "tokens", "batch"),
+    [
+        (512, 2048, (4, 512)),
+        (512, "null", (4, 512)),
+        (1500, 2048, (2, 1024)),
+        (4096, 2048, (1, 4096)),
+        (300, 700, (3, 233)),
+    ],
+)
+def test_the_largest_batch_of_evaluation_is_one_that_there_can_be(length: int, tokens: object, batch: object) -> None:
+    found = bounds(tiny(f"data.max_length={length}", "train.tokens_per_step=8192", f"eval.batch_tokens={tokens}")).eval
+    assert (found.rows, found.length) == batch and found.padded == (found.rows > 1)
+
+
 def test_logits_are_made_in_chunks_one_after_the_other() -> None:
     big = ["model.architecture.vocab_size=65536", "method=full"]  # 1,536 rows a chunk, 192 MiB in bf16
 

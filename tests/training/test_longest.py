@@ -42,8 +42,8 @@ def test_without_a_limit_of_positions_the_largest_batches_are_those_of_the_longe
 
 def test_with_a_limit_the_largest_batch_may_be_of_shorter_rows():
     chosen = largest_batches(ROWS, 1, 4, 15)
-    assert [row.length for row in chosen] == [5, 7], "14 positions, the 9 and the 8 are alone"
-    assert [len(batch) for batch in eval_batches(chosen, 4, 15)] == [2]
+    assert [row.length for row in chosen] == [5, 9, 7], "7 and 5 take 14 positions; the longest stays for its attention"
+    assert [len(batch) for batch in eval_batches(chosen, 4, 15)] == [1, 2]
 
 
 def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, monkeypatch):
@@ -68,6 +68,29 @@ def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, monkeypatch):
     assert probe["fingerprint"]["cost"] == whole["fingerprint"]["cost"], "memory and speed do compare"
 
 
+def test_no_batch_of_a_run_or_of_judging_it_again_has_more_positions_than_allowed(settings, tmp_path, monkeypatch):
+    shapes = []
+    real = evaluate.token_nll
+
+    def watched(model, batch):
+        shapes.append(tuple(batch.input_ids.shape))
+        return real(model, batch)
+
+    monkeypatch.setattr(evaluate, "token_nll", watched)
+    free = run(settings(*SHORT, "eval.batch_tokens=null"), tmp_path / "free")
+    most = max(rows * length for rows, length in shapes)
+    limit = most // 2
+    shapes.clear()
+    config = settings(*SHORT, f"eval.batch_tokens={limit}")
+    bound = run(config, tmp_path / "bound")
+    assert max(rows * length for rows, length in shapes) <= limit and max(rows for rows, _ in shapes) > 1
+    assert bound["eval"]["loss"] == pytest.approx(free["eval"]["loss"], abs=1e-5)
+    assert bound["fingerprint"]["cost"]["eval_tokens"] == limit
+    shapes.clear()
+    judge(tmp_path / "bound", config, "eval")
+    assert max(rows * length for rows, length in shapes) <= limit
+
+
 def test_where_all_rows_are_among_the_longest_losses_compare(settings, tmp_path):
     few = (*SHORT, "eval.max_samples=3")
     records = [run(settings(*few, f"eval.longest={n}"), tmp_path / n) for n in ("3", "null")]
@@ -77,8 +100,9 @@ def test_where_all_rows_are_among_the_longest_losses_compare(settings, tmp_path)
 
 def test_a_run_folder_from_before_this_setting_can_be_read(settings, tmp_path):
     text = dump(settings())
-    old = "".join(line for line in text.splitlines(keepends=True) if "  longest:" not in line)
-    assert old != text
-    (tmp_path / "config.yaml").write_text(old)
-    assert load(tmp_path / "config.yaml") == settings()
+    for name in ("longest", "batch_tokens"):
+        old = "".join(line for line in text.splitlines(keepends=True) if f"  {name}:" not in line)
+        assert old != text
+        (tmp_path / "config.yaml").write_text(old)
+        assert load(tmp_path / "config.yaml") == settings(f"eval.{name}=null"), "as it was without it"
     assert EvalConfig.__dataclass_fields__["longest"].default == compose([]).eval.longest

@@ -83,10 +83,15 @@ def test_what_rounding_hides_from_few_rows_is_proven_with_many(settings, tmp_pat
     assert asked == [16, min(64, len(session.splits.train))] and len(session.progress.gradient_proofs) == 1
 
 
-@pytest.mark.parametrize(("packing", "rows"), [("pack", 4), ("none", 1)])
-def test_short_rows_share_a_pass_as_far_as_training_has_tokens_in_one(settings, tmp_path, monkeypatch, packing, rows):
-    long = (f"data.packing={packing}", "data.max_length=512", "model.attention=eager")
-    config = settings("method=lora", "hardware.precision=bf16", "hardware.micro_batch=1", *long)
+@pytest.mark.parametrize(
+    ("packing", "micro_batch", "rows"),
+    [("pack", 1, 4), ("none", 1, 1), ("pack", 8, 4)],  # the last: no step has more than 512 tokens
+)
+def test_short_rows_share_a_pass_as_far_as_training_has_tokens_in_one(
+    settings, tmp_path, monkeypatch, packing, micro_batch, rows
+):
+    long = (f"data.packing={packing}", "data.max_length=512", "train.tokens_per_step=512", "model.attention=eager")
+    config = settings("method=lora", "hardware.precision=bf16", f"hardware.micro_batch={micro_batch}", *long)
     session, sizes = open_session(config, tmp_path), []
 
     def watched(model, batches, *rest, **more):

@@ -79,7 +79,8 @@ def test_methods_share_exactly_where_they_start_as_the_same_model(settings, tmp_
     for overrides in same:
         assert key(*overrides) == base, overrides
     others = [("method=qlora",), ("method=lora_int8",), ("method=pissa",), ("method=pissa", "method.rank=2")]
-    others += [("method=lora", change) for change in ("seed=1", "eval.batch_size=3", "eval.max_samples=5")]
+    others += [("method=lora", change) for change in ("seed=1", "eval.batch_size=3", "eval.batch_tokens=99")]
+    others += [("method=lora", "eval.max_samples=5")]
     others += [("method=lora", change) for change in ("eval.longest=1", "model.attention=eager", "model.dtype=bf16")]
     others += [("method=lora", "hardware.precision=bf16")]
     keys = [key(*overrides) for overrides in others]

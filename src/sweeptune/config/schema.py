@@ -337,8 +337,8 @@ class EvalConfig:
     max_samples: Positive | None
     """The first n held-out rows by hash; null is all of them."""
     longest: Positive | None = None
-    """Of these only n, in the largest batches: what a short run needs to see the peak of evaluation. Its losses
-    compare with those of such runs alone."""
+    """Of these only the largest batches, as many as n rows fill: what a short run needs to see the peak of evaluation.
+    Its losses compare with those of such runs alone."""
     test: bool
     """Also evaluate the trained model on the test split."""
     merged: bool = False

@@ -203,11 +203,13 @@ def _dealt(lengths: Sequence[int], size: int, tokens: int | None) -> list[slice]
 
 
 def largest_batches(rows: Sequence[Row], count: int | None, size: int, tokens: int | None = None) -> Sequence[Row]:
-    """The rows of the batches (`eval_batches`) with most positions, in their own order.
+    """The rows of the batches (`eval_batches`) that need the most memory, in their own order.
+
+    Those are the batches with most positions, and the one of the longest row, whose attention may need more.
 
     Args:
         rows: In any order.
-        count: Rows of so many full batches; None is all rows.
+        count: As many batches as would hold so many rows if all were full, and that of the longest; None is all rows.
         size: Rows of a batch at most.
         tokens: Its positions at most.
     """
@@ -216,8 +218,9 @@ def largest_batches(rows: Sequence[Row], count: int | None, size: int, tokens: i
     lengths = _column(rows, "lengths", lambda row: row.length)
     ordered = sorted(range(len(rows)), key=lambda at: -lengths[at])
     batches = [ordered[part] for part in _dealt([lengths[at] for at in ordered], size, tokens)]
-    batches.sort(key=lambda batch: -len(batch) * lengths[batch[0]])
-    return [rows[at] for at in sorted(chain(*batches[: math.ceil(count / size)]))]
+    chosen = sorted(batches, key=lambda batch: -len(batch) * lengths[batch[0]])[: math.ceil(count / size)]
+    chosen += [batch for batch in batches[:1] if batch not in chosen]
+    return [rows[at] for at in sorted(chain(*chosen))]
 
 
 def hash_rows(rows: Sequence[Row]) -> str:

@@ -198,17 +198,21 @@ def prove(session: Session) -> None:
 
 
 def _prove(session: Session, rows: int) -> dict[str, float]:
-    parts = micro_batches([(row,) for row in session.proof_rows(rows)], _proof_rows_at_once(session))
+    found = session.proof_rows(rows)
+    at_once = max(1, _proof_tokens_at_once(session) // max(row.length for row in found))
+    parts = micro_batches([(row,) for row in found], at_once)
     batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
     return prove_gradients(session.model, batches, session.arithmetic, session.autocast, seed=session.progress.step)
 
 
-def _proof_rows_at_once(session: Session) -> int:
-    """Short rows of a pass: no more tokens than a micro-batch of training has. (One by one they would take longer than
-    the training of a short trial: 7B in NF4 is dequantised for every pass.)"""
-    data, micro_batch = session.config.data, session.progress.micro_batch
-    longest = data.max_length if data.packing != "none" else int(lengths_of(session.splits.train).max())
-    return max(micro_batch, micro_batch * longest // PROOF_TOKENS)
+def _proof_tokens_at_once(session: Session) -> int:
+    """Positions of a pass of the proof: at most those of a micro-batch of training on one rank, and no more than its
+    first rows fill. (Rows one by one would take longer than a short training: 7B in NF4 is dequantised every time.)"""
+    config, ranks = session.config, int(session.accelerator.num_processes)
+    packed = config.data.packing != "none"
+    longest = config.data.max_length if packed else int(lengths_of(session.splits.train).max())
+    tokens = min(session.progress.micro_batch * longest, config.train.tokens_per_step // ranks)
+    return min(tokens, PROOF_ROWS[session.arithmetic][0] * PROOF_TOKENS)
 
 
 def prove_kernels_in(session: Session) -> None:

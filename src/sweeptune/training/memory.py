@@ -24,7 +24,10 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class MemoryMeter:
-    """Collects the peak of every phase of a run, and its wall time: one that comes again keeps its highest peak.
+    """Collects the peak of every phase of a run; one that comes again keeps its highest peak.
+
+    Beside it stands the host's wall time, ``seconds``, without waiting for the device: the end of what a phase has
+    issued may fall into the next one.
 
     Args:
         device: The device that is measured.

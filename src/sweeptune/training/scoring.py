@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sweeptune.data import Row
+from sweeptune.data import Row, eval_batches
 from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
 from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
 from sweeptune.training.session import Session
@@ -98,9 +98,12 @@ def score(
         if not any_rank(failure is not None, session.device):
             break
         release_memory(session.device)
-        if session.config.hardware.on_oom == "stop" or progress.eval_batch == 1:
-            raise torch.OutOfMemoryError(f"{failure}; during evaluation with eval.batch_size={progress.eval_batch}")
-        progress.eval_batch //= 2
+        batches = eval_batches(rows, progress.eval_batch, session.config.eval.batch_tokens)
+        largest = max(batches, key=lambda batch: len(batch) * batch[0].length)
+        if session.config.hardware.on_oom == "stop" or len(largest) == 1:
+            size = f"{len(largest)} x {largest[0].length} tokens"
+            raise torch.OutOfMemoryError(f"{failure}; during evaluation (eval.batch_size, eval.batch_tokens: {size})")
+        progress.eval_batch = len(largest) // 2
         progress.replans.append({"step": progress.step, "eval_batch": progress.eval_batch, "reason": failure})
         log.warning("out of memory: eval batch -> %d (%s)", progress.eval_batch, failure)
     examples = gather(scored, rows)

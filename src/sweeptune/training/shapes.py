@@ -94,11 +94,12 @@ def bounds(config: Config) -> Shapes:
         # Longest first, and together no more than the budget: a later micro-batch's rows are no longer than this.
         later = min(length, budget // (size + 1))
         step = [shape(max(1, min(size, budget - length + 1)), length)] + [shape(size, later)] * (later > 1)
-    held, limit = config.eval.batch_size * length, config.eval.batch_tokens
-    tokens = held if limit is None else min(held, max(limit, length))
-    rows = tokens // length
-    longest = tokens // rows  # shorter rows may fill up what one of full length leaves
-    judged = Shape(rows, longest, tokens if flat else longest - 1, tokens, padded=rows > 1)
+    held, limit = config.eval.batch_size, config.eval.batch_tokens
+    tokens = held * length if limit is None else min(held * length, max(limit, length))
+    # As many rows of full length as the limit has room for, or one more, which are shorter.
+    counts = [count for count in (tokens // length, tokens // length + 1) if count <= held]
+    rows, longest = max(((n, min(length, tokens // n)) for n in counts), key=lambda batch: batch[0] * batch[1])
+    judged = Shape(rows, longest, rows * longest if flat else longest - 1, rows * longest, padded=rows > 1)
     return Shapes((tuple(step),), judged)
 
 
@@ -123,8 +124,13 @@ def planned(config: Config, rows: Sequence[Row], steps: Sequence[Step], held_out
         tuple(_shape(part, flat) for part in micro_batches(samples(rows, step.packs), size)) for step in chosen
     )
     judged = eval_batches(held_out, config.eval.batch_size, config.eval.batch_tokens)
-    held = max(judged, key=lambda batch: len(batch) * batch[0].length)
-    return Shapes(made, _shape([(row,) for row in held], flat))
+    square = config.model.attention == "eager"  # its scores are what needs the most
+
+    def needs(batch: list[Row]) -> int:
+        tokens = sum(row.length for row in batch) if flat else len(batch) * batch[0].length
+        return tokens * batch[0].length if square else tokens
+
+    return Shapes(made, _shape([(row,) for row in max(judged, key=needs)], flat))
 
 
 def fullest(step: Step, size: int, flat: bool) -> int:
