@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,27 @@ def train(name: str, overrides: Sequence[str], work: Path) -> dict[str, Any] | N
     found = [record for _, record in find_records(work / name)]
     print(name, found[0]["status"] if found else "no record", found[0]["reason"] if found else "", flush=True)
     return found[0] if found else None
+
+
+def positive(text: str) -> int:
+    """A count on a command line: nothing is measured with none."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
+    return int(text)
+
+
+def sections_of(parser: argparse.ArgumentParser, files: Sequence[Path], results: Path | None) -> list[str]:
+    """The sections that ``--section`` names, each checked to be one before any goes into ``--results``."""
+    if results is None:
+        parser.error("--results FILE has to be given: the section goes there, such as bench/RESULTS.md")
+    found = []
+    for file in files:
+        if not file.is_file():
+            parser.error(f"--section {file}: no such file; give one that a visit left in its --out")
+        found.append(file.read_text())
+        if not found[-1].startswith("## "):
+            parser.error(f"--section {file}: begins with no heading (## ...), so it is no section of a visit")
+    return found
 
 
 def gib(value: float | None) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT
+from common import ROOT, positive, sections_of
 from equal_table import KERNELS, Key, Loss, section, table
 from gpu import MODEL, provide_model
 from peers import put
@@ -130,10 +130,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("/tmp/sweeptune-equal"), help="folder for the runs")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--only", nargs="+", help="some of the runs, by the beginning of their names: lora-plain")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="200; 4 with --tiny")
-    parser.add_argument("--gpus", type=int, default=1, help="runs are spread over so many")
-    parser.add_argument("--at-once", type=int, default=6, help="runs that share a GPU")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each method and kernels")
+    parser.add_argument("--steps", type=positive, help="200; 4 with --tiny")
+    parser.add_argument("--gpus", type=positive, default=1, help="runs are spread over so many")
+    parser.add_argument("--at-once", type=positive, default=6, help="runs that share a GPU")
     parser.add_argument("--timeout", type=float, default=400, help="seconds a run may take")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run that would end after these")
     parser.add_argument("--go-on", action="store_true", help="keep the losses that --out has")
@@ -148,10 +148,12 @@ def main() -> None:
     parser = arguments()
     options = parser.parse_args()
     if options.section:
-        put(options.results, options.section.read_text())
+        put(options.results, *sections_of(parser, [options.section], options.results))
         return
     if options.out is None or (options.data is None and not options.tiny):
         parser.error("--out and, unless --tiny, --data have to be given")
+    if not any(wanted(key, options.only) for key in runs(options.methods, options.seeds, 1)):
+        parser.error(f"--only {' '.join(options.only)}: no run begins so; names are <method>-<auto|plain>-<seed>")
     if not options.tiny and not torch.cuda.is_available():
         parser.error("torch finds no CUDA GPU here; --tiny is a trial on a CPU")
     if not options.tiny and not options.data.is_file():

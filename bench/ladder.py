@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, gib
+from common import ROOT, gib, positive, sections_of
 from ladder_patches import work
 from ladder_rungs import LADDERS, Rung, rungs, tiny
 from ladder_table import Run, section, table
@@ -162,8 +162,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print ladders and rungs, measure nothing")
     parser.add_argument("--only", nargs="+", help="some ladders or rungs: lora full/bf16")
-    parser.add_argument("--gpus", type=int, default=1, help="runs are spread over so many, one at a time on each")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--gpus", type=positive, default=1, help="runs are spread over so many, one at a time on each")
+    parser.add_argument("--steps", type=positive, default=STEPS, help="of each rung, the first ones untimed")
     parser.add_argument("--tokenizer", type=Path, help="InternLM2's tokenizer.model")
     parser.add_argument("--out", type=Path, help="folder for figures, logs and sections")
     parser.add_argument("--work", type=Path, default=Path("/tmp/sweeptune-peers"), help="base model, data, runs")
@@ -185,8 +185,8 @@ def main() -> None:
     if options.worker:
         sys.exit(work(options.worker, wait=options.wait))
     if options.section:
-        for each in options.section:
-            put(options.results, each.read_text())
+        for each in sections_of(parser, options.section, options.results):
+            put(options.results, each)
         return
     if options.list:
         for ladder, rung in rungs(options.only):

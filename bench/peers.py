@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, gib
+from common import ROOT, gib, positive, sections_of
 from peers_job import Job, digest, read_steps, save_steps
 from peers_rows import LR, ROWS, WARMUP, Row, Visit, tiny, work_of
 from peers_table import Run, section, table, with_section
@@ -475,12 +475,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--row", choices=list(ROWS), help="what is compared")
     parser.add_argument("--list", action="store_true", help="print rows and stacks, measure nothing")
     parser.add_argument("--stacks", nargs="*", help="some of the row's stacks, in this order")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=2, help="how often each stack runs, in turn")
     parser.add_argument(
-        "--rows", type=int, nargs="+", help="rows of a step and a pass to try, instead of the row's own"
+        "--rows", type=positive, nargs="+", help="rows of a step and a pass to try, instead of the row's own"
     )
-    parser.add_argument("--parts", type=int, nargs="+", help="passes of a padded step to try, where lengths are real")
-    parser.add_argument("--steps", type=int, default=10, help=f"timed steps, behind {WARMUP} that are not")
+    parser.add_argument(
+        "--parts", type=positive, nargs="+", help="passes of a padded step to try, where lengths are real"
+    )
+    parser.add_argument("--steps", type=positive, default=10, help=f"timed steps, behind {WARMUP} that are not")
     parser.add_argument("--tokenizer", type=Path, help="InternLM2's tokenizer.model")
     parser.add_argument("--data", type=Path, help="GSM8K as a jsonl file, for the row of real lengths")
     parser.add_argument("--out", type=Path, help="folder for figures, logs and the section")
@@ -540,11 +542,7 @@ def main() -> None:
     parser = arguments()
     options = parser.parse_args()
     if options.section:
-        if not options.section.is_file():
-            parser.error(f"--section {options.section}: no such file; give a <row>.md that a visit left in its --out")
-        if options.results is None:
-            parser.error("--results FILE has to be given: the section goes there, such as bench/RESULTS.md")
-        put(options.results, options.section.read_text())
+        put(options.results, *sections_of(parser, [options.section], options.results))
         return
     if options.list or options.row is None:
         for name, row in ROWS.items():

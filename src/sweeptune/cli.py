@@ -74,7 +74,10 @@ def estimate(
     bounds: Annotated[
         bool, typer.Option("--bounds", help="Read no data: full micro-batches of data.max_length, all with loss.")
     ] = False,
-    capacity: Annotated[float | None, typer.Option(help="GiB that the GPU has for it, without the context.")] = None,
+    capacity: Annotated[
+        float | None,
+        typer.Option(help="GiB that the GPU has for it beside the CUDA context (0.6): says whether it fits."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Predict a run's peak memory on a CUDA GPU, without one and without weights.
@@ -83,15 +86,21 @@ def estimate(
     """
     with assuming_gpus(1):
         problems = check(overrides or [], multirun=False)
+    if capacity is not None and not 0 < capacity < float("inf"):
+        problems = [*problems, f"--capacity {capacity:g}: has to be GiB above 0, such as --capacity 7.4 for 8 GiB"]
     if problems:
         raise ConfigError(problems)
+    from sweeptune.training.estimate import Calibration, fits, lines
     from sweeptune.training.estimate import bounds as largest
     from sweeptune.training.estimate import estimate as predict
-    from sweeptune.training.estimate import lines
 
     config = compose(overrides or [])
     found = predict(config, largest(config) if bounds else None, capacity)
-    typer.echo(json.dumps(vars(found), indent=2) if as_json else "\n".join(lines(found, capacity_gib=capacity)))
+    if as_json:
+        verdict = {} if capacity is None else {"capacity_gib": capacity, "fits": fits(found, capacity)}
+        typer.echo(json.dumps(vars(found) | {"upper_gib": Calibration().upper(found)} | verdict, indent=2))
+    else:
+        typer.echo("\n".join(lines(found, capacity_gib=capacity)))
     if (rows := found.details["rows"]) < config.hardware.micro_batch:
         typer.echo(
             f"hardware.micro_batch={config.hardware.micro_batch}: no step of "

@@ -345,8 +345,10 @@ def test_tiny_row_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--section", "gone.md", "--results", "R.md"], "--section gone.md: no such file; give a <row>.md"),
+        (["--section", "gone.md", "--results", "R.md"], "--section gone.md: no such file; give one that a visit left"),
         (["--section", __file__], "--results FILE has to be given"),
+        (["--section", __file__, "--results", "R.md"], "begins with no heading"),
+        (["--row", "intern18_lora", "--rounds", "0"], "'0' is no count; give 1 or more"),
     ],
 )
 def test_a_section_needs_its_file_and_a_document(

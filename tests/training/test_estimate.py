@@ -421,12 +421,19 @@ def test_it_is_said_whether_a_run_fits_into_the_capacity() -> None:
     details = dict.fromkeys(("rows", "length", "positions", "attention", "kernels", "offloaded_gib"), 0)
     found, upper = replace(guess(10.0), details=details), Calibration().upper(guess(10.0))
     said = {gib: lines(found, capacity_gib=gib)[-1] for gib in (16, 10.5, 9)}
-    assert said[16] == f"fits into 16 GiB: {16 - upper:.2f} GiB more than the bound of 95 %"
-    assert said[10.5].startswith("may not fit into 10.5 GiB: 0.50 GiB more than the peak, ")
-    assert said[9] == "does not fit into 9 GiB: the peak is 1.00 GiB more"
+    room = "GiB beside the CUDA context"
+    assert said[16] == f"fits into 16 {room}: {16 - upper:.2f} GiB to spare above the bound of 95 %"
+    assert said[10.5].startswith(f"may not fit into 10.5 {room}: 0.50 GiB more than the peak, ")
+    assert said[9] == f"does not fit into 9 {room}: the peak is 1.00 GiB more"
     assert not any("fit" in line for line in lines(found))
     ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "--capacity", "0.001"])
     assert ran.exit_code == 0 and "does not fit into 0.001 GiB" in ran.stdout
+    command = ["estimate", "model=tiny", "hardware=gpu", "--bounds", "--json", "--capacity"]
+    told = json.loads(CliRunner().invoke(app, [*command, "9"]).stdout)
+    assert told["fits"] and told["peak_memory_gib"] < told["upper_gib"] < told["capacity_gib"] == 9
+    for wrong in ("nan", "inf", "0", "-1"):
+        with pytest.raises(ConfigError, match=f"--capacity {wrong}: has to be GiB above 0"):
+            CliRunner().invoke(app, [*command, wrong], catch_exceptions=False)
 
 
 def test_the_batch_that_is_named_is_that_of_the_peak() -> None:

@@ -158,7 +158,9 @@ def _fp8(native: bool) -> Check:
     if native:
         return Check("fp8", "ok", "in hardware")
     value = "not in hardware, which needs a GPU of compute capability 8.9"
-    return Check("fp8", "no", value, "method=lora_fp8 runs here, too, for trying it: the same sums, and no faster")
+    return Check(
+        "fp8", "no", value, "method=lora_fp8 runs here, too, for trying it: the same sums, and slower than lora"
+    )
 
 
 def _unless(native: bool) -> str:

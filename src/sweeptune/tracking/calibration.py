@@ -128,14 +128,13 @@ def lines(estimate: Estimate, calibration: Calibration | None = None, capacity_g
 
 def _fit(center: float, upper: float, capacity: float) -> str:
     """Whether a capacity holds the bound, only the peak itself, or neither; all in GiB."""
+    size = f"{capacity:g} GiB beside the CUDA context"
     if upper <= capacity:
-        return f"fits into {capacity:g} GiB: {capacity - upper:.2f} GiB more than the bound of 95 %"
+        return f"fits into {size}: {capacity - upper:.2f} GiB to spare above the bound of 95 %"
     if center <= capacity:
-        return (
-            f"may not fit into {capacity:g} GiB: {capacity - center:.2f} GiB more than the peak, "
-            f"{upper - capacity:.2f} GiB less than the bound of 95 %"
-        )
-    return f"does not fit into {capacity:g} GiB: the peak is {center - capacity:.2f} GiB more"
+        spare, lacking = capacity - center, upper - capacity
+        return f"may not fit into {size}: {spare:.2f} GiB more than the peak, {lacking:.2f} less than the bound of 95 %"
+    return f"does not fit into {size}: the peak is {center - capacity:.2f} GiB more"
 
 
 def calibrate(points: Iterable[tuple[Estimate, float]]) -> Calibration:

@@ -119,7 +119,7 @@ def prove_gradients(
         curved = f"; if the loss curves too much for steps of {least:g} nats, which rounding asks for, lower optim.lr"
         raise ProofFailed(
             f"the gradients are wrong: a small step of all trainable weights changes the loss by {measured:.6f} nats, "
-            f"but the gradient predicts {predicted:.6f}; over {len(pairs)} such steps it is off by {error:.0%} "
+            f"but the gradient predicts {predicted:.6f}; over {len(pairs)} such steps it is off by {error:.1%} "
             f"(allowed {TOLERANCE[compute]:.0%}){curved if compute != torch.float32 else ''}"
         )
     return {
