@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeptune.study.lease import Leases
+from sweeptune.study.working import find_standing
 from sweeptune.tracking.record import read_record
 from tests.study.fakes import begin, environment, lines, results, run, wait_for, workers
 
@@ -320,6 +322,11 @@ def test_more_trials_after_a_confirmation_are_confirmed_on_the_same_seeds(tmp_pa
         assert (confirm / "earlier" / f"{before['lora']}-lora-{seed}" / "result.json").exists(), "nothing is lost"
 
 
+def confirm(folder: Path, study: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeptune.cli", "compare", str(study), "--confirm", "--seeds", "2"]
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120)
+
+
 def test_a_confirmation_counts_the_interrupted_trial_that_it_finishes_first(tmp_path: Path) -> None:
     command = ["method=lora", RATES, "study.name=s", "study.trials=2"]
     assert run(tmp_path, *command).returncode == 0
@@ -327,16 +334,24 @@ def test_a_confirmation_counts_the_interrupted_trial_that_it_finishes_first(tmp_
     text = (study / "trials.jsonl").read_text().splitlines(keepends=True)
     (study / "trials.jsonl").write_text(text[0])
     (study / "1" / "result.json").unlink()
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeptune.cli", "compare", str(study), "--confirm", "--seeds", "2"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = confirm(tmp_path, study)
     assert done.returncode == 0 and "study s: 2 trials in" in done.stderr and "1 done" in done.stderr
     assert "(2 of 2)" in done.stderr and len(lines(study)) == 2, done.stderr
     assert len(list((study / "confirm").glob("lora-*"))) == 2
+    assert find_standing(study, Leases()) == "over"
+
+
+def test_a_study_that_was_left_stays_so_after_its_confirmation(tmp_path: Path) -> None:
+    assert (
+        run(tmp_path, "method=lora", RATES, "study.name=s", "study.trials=1", "study.confirm_seeds=2").returncode == 0
+    )
+    study = tmp_path / "multirun" / "s"
+    assert find_standing(study, Leases()) == "over"
+    header = json.loads((study / "study.json").read_text())
+    header["study"]["trials"] = 2
+    (study / "study.json").write_text(json.dumps(header))
+    assert confirm(tmp_path, study).returncode == 0
+    assert find_standing(study, Leases()) == "left" and len(lines(study)) == 1
 
 
 def test_seeds_of_the_search_confirm_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sweeptune.config.secrets import masked
 from sweeptune.config.study_rules import chosen_sampler, pruning_trouble, search_problems
 from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
-from sweeptune.study.grid import firsts, from_header, merge, rest
+from sweeptune.study.grid import Merged, firsts, from_header, merge, rest
 from sweeptune.study.space import Point, Space, fixed_overrides, read_space
 from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
 from sweeptune.study.trial import compose_trial, flat
@@ -136,10 +136,8 @@ def _work(store: Store, identity: Identity) -> Ended:
     set_over(store.folder, False)
     with conf_from(store.conf):
         base = _base(identity.overrides, identity.space)
-    total, merged = settings.trials, from_header(store.read())
-    if settings.sampler == "grid":
-        points = len(rest(identity.space, merged)) + len(firsts(identity.space, settings, merged))
-        total = min(total or points, points)
+    merged = from_header(store.read())
+    total = _total(identity.space, settings, merged)
     done, shown = _counted(store), max(total, _begun(store, settings)) if total else None
     log.info("study %s: %s trials in %s%s", identity.name, shown or "?", store.folder, f", {done} done" if done else "")
     if merged:
@@ -156,9 +154,19 @@ def _work(store: Store, identity: Identity) -> Ended:
     if interrupted:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
-    set_over(store.folder, not interrupted)
+    # A confirmation asks for no more trials than had ended; the study may have been left before it had all of its own.
+    planned = _total(identity.space, StudyConfig(**store.read()["study"]), merged) or 0
+    set_over(store.folder, not interrupted and (total == planned or store.counted >= planned))
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
+
+
+def _total(space: Space, settings: StudyConfig, merged: Merged) -> int | None:
+    """Trials that a study ends with; None where nothing limits them."""
+    if settings.sampler != "grid":
+        return settings.trials
+    points = len(rest(space, merged)) + len(firsts(space, settings, merged))
+    return min(settings.trials or points, points)
 
 
 def _identity(overrides: Sequence[str], folder: Path) -> Identity:
