@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from sweeptune.report.cells import span, stdout_console
+from sweeptune.report.cells import UNKNOWN, span, stdout_console
 from sweeptune.report.recommend import Candidate, Recommendation
 from sweeptune.report.sheet import portable, print_words
 from sweeptune.report.studies import Study
@@ -29,7 +29,7 @@ def render_recommendation(study: Study, found: Recommendation, as_json: bool = F
     limits = [f"{found.memory_gib:.2f} GiB"] if found.memory_gib is not None else []
     limits += [f"at least {found.min_tokens_per_s:,.0f} tokens/s"] if found.min_tokens_per_s is not None else []
     within = f" within {' and '.join(limits)}" if limits else ""
-    fit = f"{found.fitting} of {found.measured} configurations fit"
+    fit = f"{found.fitting} of {found.measured} configurations fit" if limits else f"{found.measured} measured"
     print_words(console, f"{study.folder}{within}: {fit}", style="bold")
     if untried := untried_words(study):
         print_words(console, "; ".join(untried))
@@ -76,7 +76,8 @@ def _costs(found: Recommendation) -> list[tuple[str, str]]:
 
 
 def _name(candidate: Candidate) -> str:
-    return f"{candidate.trial.method}, trial {candidate.trial.number}: {settings(candidate.trial)}"
+    own = settings(candidate.trial)
+    return f"{candidate.trial.method}, trial {candidate.trial.number}{f': {own}' if own != UNKNOWN else ''}"
 
 
 def _loss(candidate: Candidate) -> str:
