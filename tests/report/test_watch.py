@@ -16,7 +16,8 @@ from tests.study.fakes import begin, lines, run, wait_for
 STUDY = ["method=full,lora", "optim.lr=1e-4,1e-3", "study.name=s"]
 SLOW = {"step_s": 0.25}
 """A trial takes 2.5 s, so that on a busy machine, too, the study still runs when those who watch have started."""
-WATCH = "import sweeptune.report.html.write as w; w.REFRESH_S = 0.2; from sweeptune.cli import main; main()"
+WATCH = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # tests in the background ignore it
+WATCH += "import sweeptune.report.html.write as w; w.REFRESH_S = 0.2; from sweeptune.cli import main; main()"
 
 
 def watch(folder: Path) -> subprocess.Popen[str]:
@@ -45,7 +46,7 @@ def test_watching_shows_each_trial_and_ends_with_its_study(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_watching_ends_on_ctrl_c_and_when_the_study_is_killed(tmp_path: Path) -> None:
-    study = begin(tmp_path, *STUDY, plan={"step_s": 0.75})  # it is killed before its end, which has to be far off
+    study = begin(tmp_path, *STUDY, plan=SLOW)
     assert wait_for(lambda: lines(tmp_path / "multirun" / "s"))
     watching, other = watch(tmp_path), watch(tmp_path)
     assert wait_for(lambda: 'data-live="1"' in page(tmp_path))
