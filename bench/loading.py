@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeptune.config.allocator import expand_segments
-from sweeptune.config.compose import conf_dir
+from sweeptune.config.compose import groups
 
 SHARD = 4.5e9
 """Bytes after which a new file begins."""
@@ -153,10 +153,8 @@ def main() -> None:
     """Make, load three times, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint; 16 GB")
-    models = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
-    parser.add_argument(
-        "--model", default="internlm2_7b", choices=models, metavar="MODEL", help="an option of conf/model"
-    )
+    known = {"choices": groups()["model"], "metavar": "MODEL"}
+    parser.add_argument("--model", default="internlm2_7b", help="an option of conf/model", **known)
     parser.add_argument("--load", action="store_true", help="load once and print JSON (what the processes do)")
     options = parser.parse_args()
     folder = options.work / options.model

@@ -145,8 +145,8 @@ def test_nf4_is_bitsandbytes(nested):
 @pytest.mark.parametrize(("capability", "multiplies"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
 def test_only_newer_gpus_compute_in_8_bits(monkeypatch, capability, multiplies):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert ops._multiplies_fp8.__wrapped__(torch.device("cuda:0")) is multiplies
-    assert not ops._multiplies_fp8(torch.device("cpu"))
+    assert ops.multiplies_fp8.__wrapped__(torch.device("cuda:0")) is multiplies
+    assert not ops.multiplies_fp8(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("multiplies", [False, True])
@@ -156,7 +156,7 @@ def test_a_gpu_without_products_in_8_bits_computes_them_plainly(monkeypatch, mul
         quantize_rows=lambda x, columns: asked.append("round"), transpose_bytes=lambda x: asked.append("transpose")
     )
     monkeypatch.setattr(ops, "_on_gpu", lambda _: True)
-    monkeypatch.setattr(ops, "_multiplies_fp8", lambda _: multiplies)
+    monkeypatch.setattr(ops, "multiplies_fp8", lambda _: multiplies)
     monkeypatch.setattr(ops, "triton_ops", lambda: kernels)
     monkeypatch.setattr(torch, "_scaled_mm", lambda *_, **__: asked.append("multiply"))
     x = torch.randn(16, 16)

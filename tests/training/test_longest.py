@@ -46,15 +46,20 @@ def test_with_a_limit_the_largest_batch_may_be_of_shorter_rows():
     assert [len(batch) for batch in eval_batches(chosen, 4, 15)] == [1, 2]
 
 
-def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, monkeypatch):
-    shapes = []
-    real = evaluate.token_nll
+@pytest.fixture
+def shapes(monkeypatch):
+    """Rows and length of every batch that is evaluated."""
+    found, real = [], evaluate.token_nll
 
     def watched(model, batch):
-        shapes.append(batch.input_ids.shape)
+        found.append(tuple(batch.input_ids.shape))
         return real(model, batch)
 
     monkeypatch.setattr(evaluate, "token_nll", watched)
+    return found
+
+
+def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, shapes):
     whole = run(settings(*SHORT), tmp_path / "whole")
     first = shapes[0]
     shapes.clear()
@@ -68,15 +73,7 @@ def test_a_run_evaluates_the_longest_rows_only(settings, tmp_path, monkeypatch):
     assert probe["fingerprint"]["cost"] == whole["fingerprint"]["cost"], "memory and speed do compare"
 
 
-def test_no_batch_of_a_run_or_of_judging_it_again_has_more_positions_than_allowed(settings, tmp_path, monkeypatch):
-    shapes = []
-    real = evaluate.token_nll
-
-    def watched(model, batch):
-        shapes.append(tuple(batch.input_ids.shape))
-        return real(model, batch)
-
-    monkeypatch.setattr(evaluate, "token_nll", watched)
+def test_no_batch_of_a_run_or_of_judging_it_again_has_more_positions_than_allowed(settings, tmp_path, shapes):
     free = run(settings(*SHORT, "eval.batch_tokens=null"), tmp_path / "free")
     most = max(rows * length for rows, length in shapes)
     limit = most // 2

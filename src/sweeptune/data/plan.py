@@ -192,6 +192,11 @@ def eval_batches(
     return [ordered[part] for part in _dealt([row.length for row in ordered], size, tokens)][rank::world]
 
 
+def positions(batch: Sequence[Row]) -> int:
+    """Of a batch whose longest row comes first, padding included."""
+    return len(batch) * batch[0].length
+
+
 def _dealt(lengths: Sequence[int], size: int, tokens: int | None) -> list[slice]:
     """Where batches begin and end in rows of falling length."""
     found, at = [], 0

@@ -202,7 +202,7 @@ def nf4_dequantize(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torc
 
 
 @cache
-def _multiplies_fp8(device: torch.device) -> bool:
+def multiplies_fp8(device: torch.device) -> bool:
     """Whether a GPU has products of e4m3 (Ada, Hopper); Triton cannot even round to it on older ones."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
@@ -221,7 +221,7 @@ def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None = None) -> Round
         x: [n, k].
         columns: fp32 [k], multiplied into the columns first.
     """
-    if _multiplies_fp8(x.device):
+    if multiplies_fp8(x.device):
         found: Rounded = triton_ops().quantize_rows(x.contiguous(), columns)
         return found
     values = x.float() if columns is None else x.float() * columns
@@ -231,7 +231,7 @@ def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None = None) -> Round
 
 def fp8_transpose(x: torch.Tensor) -> torch.Tensor:
     """[n, k] in e4m3 as [k, n], stored row by row."""
-    if _multiplies_fp8(x.device):
+    if multiplies_fp8(x.device):
         found: torch.Tensor = triton_ops().transpose_bytes(x)
         return found
     return x.view(torch.uint8).t().contiguous().view(FP8)
@@ -239,7 +239,7 @@ def fp8_transpose(x: torch.Tensor) -> torch.Tensor:
 
 def fp8_matmul(a: Rounded, b: Rounded, dtype: torch.dtype) -> torch.Tensor:
     """a b^T [n, m] of a [n, k] and b [m, k]."""
-    if _multiplies_fp8(a[0].device):
+    if multiplies_fp8(a[0].device):
         return torch._scaled_mm(
             a[0], b[0].t(), scale_a=a[1][:, None], scale_b=b[1][None, :], out_dtype=dtype, use_fast_accum=True
         )

@@ -30,6 +30,7 @@ from rich.text import Text
 from sweeptune.config.rules import FLASH_PACKAGES
 from sweeptune.kernels.attention import present
 from sweeptune.kernels.fuse import machine_lacks
+from sweeptune.kernels.ops import multiplies_fp8
 from sweeptune.models.fetch import MODELS, cache_dir, cached_model
 from sweeptune.tracking.record import cpu_name
 from sweeptune.tracking.wandb_run import has_key, server
@@ -137,11 +138,10 @@ def torch_and_devices() -> Iterable[Check]:
 def dtypes() -> Iterable[Check]:
     """Which precisions the device computes in hardware."""
     if torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         yield Check("bf16", "ok" if native else "warn", "in hardware" if native else "emulated, slow", _unless(native))
         yield Check("fp16", "ok", "in hardware")
-        yield _fp8(capability >= (8, 9))
+        yield _fp8(multiplies_fp8(torch.device("cuda")))
         return
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()

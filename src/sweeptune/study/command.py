@@ -21,7 +21,7 @@ from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.grid import Merged, firsts, from_header, merge, rest
 from sweeptune.study.space import Point, Space, fixed_overrides, read_space
-from sweeptune.study.store import COUNTING, Identity, Store, as_json, differences, git_state
+from sweeptune.study.store import Identity, Store, as_json, begun, differences, git_state
 from sweeptune.study.trial import compose_trial, flat
 from sweeptune.study.working import at_work, set_over
 from sweeptune.tracking.follow import await_senders, offline_words
@@ -125,20 +125,16 @@ def _counted(store: Store) -> int:
     return store.counted
 
 
-def _begun(store: Store, settings: StudyConfig) -> int:
-    """Trials that have begun and count as such: those that were interrupted are finished, however few are asked for."""
-    trials = store.optuna(settings).get_trials(deepcopy=False)
-    return sum(trial.user_attrs.get("kind", "trial") in COUNTING for trial in trials)
-
-
 def _work(store: Store, identity: Identity) -> Ended:
     settings = identity.settings
     set_over(store.folder, False)
     with conf_from(store.conf):
         base = _base(identity.overrides, identity.space)
-    merged = from_header(store.read())
-    total = _total(identity.space, settings, merged)
-    done, shown = _counted(store), max(total, _begun(store, settings)) if total else None
+    header = store.read()
+    merged = from_header(header)
+    total, done = _total(identity.space, settings, merged), _counted(store)
+    # Interrupted trials are finished, however few are asked for.
+    shown = max(total, begun(store.optuna(settings).get_trials(deepcopy=False))) if total else None
     log.info("study %s: %s trials in %s%s", identity.name, shown or "?", store.folder, f", {done} done" if done else "")
     if merged:
         log.info("%d of the grid's points are recommended settings: the baselines stand for them", len(merged))
@@ -155,7 +151,7 @@ def _work(store: Store, identity: Identity) -> Ended:
         log.warning("stopped; the same command goes on with what is left")
     store.refresh()
     # A confirmation asks for no more trials than had ended; the study may have been left before it had all of its own.
-    planned = _total(identity.space, StudyConfig(**store.read()["study"]), merged) or 0
+    planned = _total(identity.space, StudyConfig(**header["study"]), merged) or 0
     set_over(store.folder, not interrupted and (total == planned or store.counted >= planned))
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")

@@ -14,7 +14,7 @@ from sweeptune.study import ask as asking
 from sweeptune.study.grid import firsts, from_header
 from sweeptune.study.lease import Lease, Leases
 from sweeptune.study.space import Space
-from sweeptune.study.store import COUNTING, Store
+from sweeptune.study.store import COUNTING, Store, begun
 from sweeptune.study.trial import Trial, command_of, compose_trial, drop, finished_record, flat
 
 log = logging.getLogger("sweeptune")
@@ -87,8 +87,7 @@ class Queue:
 
     def _wants_more(self, trials: list[FrozenTrial]) -> bool:
         """Whether there is to be another trial, with those that run counted."""
-        counted = sum(t.user_attrs.get("kind", "trial") in COUNTING for t in trials)
-        if self.total is not None and counted >= self.total:
+        if self.total is not None and begun(trials) >= self.total:
             return False
         lines = list(self.store.trials.values())
         return not self._gave_up(lines) and len(asking.exhausted(lines, self.space.methods)) < len(self.space.methods)

@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,3 +340,8 @@ FREE_OF_COST = (
 
 def _free_of_cost(key: str) -> bool:
     return key in FREE_OF_COST or key.partition(".")[0] in ("study", "space", "tracker")
+
+
+def begun(trials: Iterable[optuna.trial.FrozenTrial]) -> int:
+    """How many of Optuna's trials count as such (`COUNTING`), ended or not."""
+    return sum(trial.user_attrs.get("kind", "trial") in COUNTING for trial in trials)

@@ -122,14 +122,14 @@ def lines(estimate: Estimate, calibration: Calibration | None = None, capacity_g
     if estimate.parts["cache"] > 0.2 * estimate.peak_memory_gib:
         text.append("cache: micro-batches of many sizes leave holes that are reserved and not used")
     if capacity_gib is not None:
-        text.append(_fit(known.center(estimate), known.upper(estimate), capacity_gib))
+        text.append(_fit(estimate, capacity_gib, known))
     return text
 
 
-def _fit(center: float, upper: float, capacity: float) -> str:
-    """Whether a capacity holds the bound, only the peak itself, or neither; all in GiB."""
-    size = f"{capacity:g} GiB beside the CUDA context"
-    if upper <= capacity:
+def _fit(estimate: Estimate, capacity: float, known: Calibration) -> str:
+    """Whether a capacity in GiB holds the bound (`fits`), only the peak itself, or neither."""
+    center, upper, size = known.center(estimate), known.upper(estimate), f"{capacity:g} GiB beside the CUDA context"
+    if fits(estimate, capacity, known):
         return f"fits into {size}: {capacity - upper:.2f} GiB to spare above the bound of 95 %"
     if center <= capacity:
         spare, lacking = capacity - center, upper - capacity

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sweeptune.data import Row, eval_batches
+from sweeptune.data.plan import positions
 from sweeptune.training.evaluate import gather, score_share, summarize, write_examples
 from sweeptune.training.oom import any_rank, brief, is_out_of_memory, release_memory
 from sweeptune.training.session import Session
@@ -99,7 +100,7 @@ def score(
             break
         release_memory(session.device)
         batches = eval_batches(rows, progress.eval_batch, session.config.eval.batch_tokens)
-        largest = max(batches, key=lambda batch: len(batch) * batch[0].length)
+        largest = max(batches, key=positions)
         if session.config.hardware.on_oom == "stop" or len(largest) == 1:
             size = f"{len(largest)} x {largest[0].length} tokens"
             raise torch.OutOfMemoryError(f"{failure}; during evaluation (eval.batch_size, eval.batch_tokens: {size})")

@@ -13,7 +13,7 @@ import numpy as np
 
 from sweeptune.config.schema import Config
 from sweeptune.data import Row, Step, load_run_tokenizer, load_splits, micro_batches, plan_steps, samples
-from sweeptune.data.plan import eval_batches
+from sweeptune.data.plan import eval_batches, positions
 from sweeptune.kernels.attention import special
 from sweeptune.models import load_config
 
@@ -127,7 +127,7 @@ def planned(config: Config, rows: Sequence[Row], steps: Sequence[Step], held_out
     square = config.model.attention == "eager"  # its scores are what needs the most
 
     def needs(batch: list[Row]) -> int:
-        tokens = sum(row.length for row in batch) if flat else len(batch) * batch[0].length
+        tokens = sum(row.length for row in batch) if flat else positions(batch)
         return tokens * batch[0].length if square else tokens
 
     return Shapes(made, _shape([(row,) for row in max(judged, key=needs)], flat))
