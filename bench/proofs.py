@@ -57,7 +57,7 @@ def fault(session: Session, change: Callable[[str, torch.Tensor], torch.Tensor])
 def errors_of(session: Session, change: float, rows: int) -> list[float]:
     """The proof's relative error at one step length, with several seeds; measured, not judged."""
     compute, step = session.arithmetic, session.progress.step
-    tables = (proofs.TOLERANCE, 1e9), (proofs.CHANGES, (change,)), (proofs.PROOF_ROWS, (rows,))
+    tables = (proofs.TOLERANCE, 1e9), (proofs.ATTEMPTS, (proofs.Attempt(rows, (change,)),))
     with ExitStack() as stack:
         for table, value in tables:
             stack.enter_context(replaced(table, compute, value))
@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a jsonl file of questions and answers")
     parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
     parser.add_argument("--only", nargs="*", choices=[method for method, _ in CASES], help="some of the methods")
+    tried = sorted({change for attempts in proofs.ATTEMPTS.values() for _, changes in attempts for change in changes})
+    parser.add_argument("--changes", type=float, nargs="*", choices=tried, help="some of the loss changes, in nats")
     parser.add_argument("overrides", nargs="*", help="more settings, such as optim.lr=1e-4")
     options = parser.parse_args()
     provide_model(options.gguf)
@@ -110,15 +112,21 @@ def main() -> None:
         config = compose([*overrides, *length, *options.overrides, f"hardware.precision={precision}"])
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(config, Path(folder))
-            measure(session, method, precision)
+            measure(session, method, precision, options.changes)
             train(session)
-            measure(session, method, precision)
+            measure(session, method, precision, options.changes)
 
 
-def measure(session: Session, method: str, precision: str) -> None:
+def measure(session: Session, method: str, precision: str, changes: list[float] | None) -> None:
     """A line per number of rows, fault and step length: the errors of all seeds, from small to large."""
     compute = session.arithmetic
-    for rows, (name, change), length in product(proofs.PROOF_ROWS[compute], FAULTS.items(), proofs.CHANGES[compute]):
+    tries = [
+        (attempt.rows, length)
+        for attempt in proofs.ATTEMPTS[compute]
+        for length in attempt.changes
+        if length in (changes or attempt.changes)
+    ]
+    for (rows, length), (name, change) in product(tries, FAULTS.items()):
         with fault(session, change):
             errors = sorted(errors_of(session, length, rows))
         cells = (method, precision, session.progress.step, rows, name, length)

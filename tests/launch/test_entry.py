@@ -125,7 +125,7 @@ def test_help_explains_groups_and_combining(tmp_path):
 @pytest.mark.slow
 def test_one_run_leaves_its_folder_and_resume_keeps_a_finished_one(tmp_path, tiny):
     done = train(*tiny, "method=lora", "hydra.run.dir=out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "leaked" not in done.stderr, done.stderr  # what Triton, where there is one, may say
     record = read_record(tmp_path / "out")
     assert record["status"] == "completed" and record["command"].startswith("python train.py model=tiny")
     names = {path.name for path in (tmp_path / "out").iterdir()}

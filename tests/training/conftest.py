@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _imports_stay() -> None:
+def _imports_stay() -> Iterator[None]:
     """As in a run's own process (`sweeptune.launch.worker.run_here`): otherwise most of a tiny run is tidying up."""
     import sweeptune.training  # noqa: F401
 
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks

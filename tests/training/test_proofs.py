@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -9,10 +11,11 @@ import torch
 from sweeptune.data import collate
 from sweeptune.methods import quantized
 from sweeptune.training import loop, run
-from sweeptune.training.loop import prove
+from sweeptune.training.loop import count, prove
 from sweeptune.training.proofs import ProofFailed, proof_row, prove_gradients
 from sweeptune.training.scoring import evaluate_split
 from sweeptune.training.session import open_session
+from sweeptune.training.step import train_step
 
 METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8", "lora_fp8"]
 
@@ -55,8 +58,25 @@ def test_where_steps_must_be_long_a_failure_says_what_else_it_may_be(settings, t
     monkeypatch.setattr(loop.log, "info", lambda text, *values: said.append(text % values))
     with pytest.raises(ProofFailed) as failed:
         prove(session)
-    assert ("steps of 0.02 nats, which rounding asks for, lower optim.lr" in str(failed.value)) is hinted
-    assert [text.endswith("rows instead of 16, in case rounding did it") for text in said] == [True] * hinted
+    assert ("steps of 0.0025 nats, which rounding asks for, lower optim.lr" in str(failed.value)) is hinted
+    assert ["over 16 rows; once more with" in text for text in said] == [True] * hinted
+
+
+@pytest.mark.parametrize(("steps", "factor", "proven"), [(20, 1.0, True), (20, 0.5, False), (40, 0.5, False)])
+def test_a_loss_that_curves_sharply_neither_refuses_right_gradients_nor_hides_wrong_ones(
+    settings, tmp_path, steps, factor, proven
+):
+    config = settings("method=lora", "hardware.precision=bf16", f"train.max_steps={steps}", "train.epochs=null")
+    session = open_session(config, tmp_path)
+    session.model.train()
+    for step in session.steps:  # random weights that have learned a little: the loss of long steps says nothing
+        train_step(session, step)
+        count(session, step)
+    for parameter in session.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda grad: grad * factor)
+    with nullcontext() if proven else pytest.raises(ProofFailed):
+        prove(session)
 
 
 def test_a_gradient_that_misses_one_half_of_the_adapters_is_stopped(settings, tmp_path):

@@ -60,7 +60,10 @@ def run_here(config: Config, folder: Path, command: str) -> dict[str, Any]:
 
     # What has been imported stays: half a million objects, which tidying up around an evaluation need not go through.
     gc.freeze()
-    return run(config, folder, command)
+    try:
+        return run(config, folder, command)
+    finally:
+        gc.unfreeze()  # or Triton complains of leaks when the interpreter ends
 
 
 def run_ranks(folder: Path, command: str, ranks: int) -> int:

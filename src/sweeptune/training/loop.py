@@ -18,7 +18,7 @@ from sweeptune.tracking.console import bar
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
-from sweeptune.training.proofs import PROOF_ROWS, PROOF_TOKENS, ProofFailed, prove_gradients
+from sweeptune.training.proofs import ATTEMPTS, PROOF_TOKENS, Attempt, ProofFailed, prove_gradients
 from sweeptune.training.proofs_kernels import prove_kernels
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.scoring import evaluate_split
@@ -186,23 +186,26 @@ def save(session: Session, *, weights_only: bool = False) -> None:
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
     with session.meter.interlude("proof", release=True):
-        first, *more = PROOF_ROWS[session.arithmetic]
+        first, *more = ATTEMPTS[session.arithmetic]
         try:
             found = _prove(session, first)
-        except ProofFailed as failed:
+        except ProofFailed:
             if not more:
                 raise
-            log.info("%s; once more with %d rows instead of %d, in case rounding did it", failed, more[0], first)
+            said = "gradients do not agree with the loss over %d rows; once more with %d, which rounding disturbs less"
+            log.info(said, first.rows, more[0].rows)
             found = _prove(session, more[0])
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})
 
 
-def _prove(session: Session, rows: int) -> dict[str, float]:
-    found = session.proof_rows(rows)
+def _prove(session: Session, attempt: Attempt) -> dict[str, float]:
+    found = session.proof_rows(attempt.rows)
     at_once = max(1, _proof_tokens_at_once(session) // max(row.length for row in found))
     parts = micro_batches([(row,) for row in found], at_once)
     batches = [collate_packs(part, session.pad_id, session.device) for part in parts]
-    return prove_gradients(session.model, batches, session.arithmetic, session.autocast, seed=session.progress.step)
+    return prove_gradients(
+        session.model, batches, session.arithmetic, session.autocast, attempt.changes, seed=session.progress.step
+    )
 
 
 def _proof_tokens_at_once(session: Session) -> int:
@@ -212,7 +215,7 @@ def _proof_tokens_at_once(session: Session) -> int:
     packed = config.data.packing != "none"
     longest = config.data.max_length if packed else int(lengths_of(session.splits.train).max())
     tokens = min(session.progress.micro_batch * longest, config.train.tokens_per_step // ranks)
-    return min(tokens, PROOF_ROWS[session.arithmetic][0] * PROOF_TOKENS)
+    return min(tokens, ATTEMPTS[session.arithmetic][0].rows * PROOF_TOKENS)
 
 
 def prove_kernels_in(session: Session) -> None:

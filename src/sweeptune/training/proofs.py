@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,16 +18,30 @@ from sweeptune.training.loss import summed_nll
 
 # Allowed relative error per compute precision.
 TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
-# Rows of a proof, and of the second one where the first fails: more loss tokens average the noise out, and a wrong
-# gradient is wrong on any rows.
-PROOF_ROWS = {torch.float32: (1,), torch.bfloat16: (16, 64), torch.float16: (16, 64)}
-# How many random directions are tried, and the loss changes aimed at, in nats per token, until one agrees: large
-# against rounding (bf16 adds about 0.01 nats of noise to any change), small against curvature (a model that has learned
-# nothing yet, or too fast, curves a lot). A wrong gradient is wrong at every length.
+
+
+class Attempt(NamedTuple):
+    """So many rows and, one after the other until one agrees, the loss changes aimed at, in nats per token."""
+
+    rows: int
+    changes: tuple[float, ...]
+
+
+# Loss changes are large against rounding and small against curvature: bf16 adds about 0.01 nats of noise to any change
+# over 16 rows, while a model that has learned nothing yet, or too fast, curves a lot. Where the first attempt fails,
+# more rows average rounding out, so that steps can be short enough for sharp curves. A wrong gradient is wrong on any
+# rows and at every length.
+_ROUNDED = (Attempt(16, (0.1, 0.05, 0.03, 0.02)), Attempt(64, (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.0025)))
+ATTEMPTS = {
+    torch.float32: (Attempt(1, (0.02, 0.005, 0.001, 0.0002)),),
+    torch.bfloat16: _ROUNDED,
+    torch.float16: _ROUNDED,
+}
+# How many random directions are tried at each length.
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
-CHANGES = {torch.float32: (0.02, 0.005, 0.001, 0.0002)} | dict.fromkeys(
-    (torch.bfloat16, torch.float16), (0.1, 0.05, 0.03, 0.02)
-)
+# Where a length agrees, the next shorter one must not be off by more than so many times the tolerance: where the loss
+# curves, there is a length at which it hides that all gradients are twice too large or too small.
+CONFIRMING = 2.0
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
 ALIGNED = 3.0
@@ -52,6 +66,7 @@ def prove_gradients(
     batches: Sequence[Batch],
     compute: torch.dtype,
     autocast: Callable[[], AbstractContextManager[None]],
+    changes: Sequence[float],
     seed: int = 0,
 ) -> dict[str, float]:
     """Compare the gradient with the loss change that it predicts, then leave everything as it was.
@@ -63,8 +78,9 @@ def prove_gradients(
     Args:
         model: The trainable model, in any mode; it is proven in training mode, without dropout.
         batches: A short input, in parts that fit; with at least one loss token.
-        compute: The precision of the arithmetic; it decides tolerance and step size.
+        compute: The precision of the arithmetic; it decides the tolerance.
         autocast: Opens the context that training computes its loss in.
+        changes: Loss changes in nats per token, as an `Attempt` has them.
         seed: Of the random step.
 
     Returns:
@@ -100,13 +116,16 @@ def prove_gradients(
             origin = _copies(tensors)
             loss(backward=True)
             _check_none_is_missing(loss, named)
-            for change in CHANGES[compute]:
-                pairs = [
+            agreed = False
+            for change in changes:
+                now = [
                     _measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(DIRECTIONS[compute])
                 ]
-                error = _relative_error(pairs)
-                if error <= TOLERANCE[compute]:
+                off = _relative_error(now)
+                if agreed and off <= CONFIRMING * TOLERANCE[compute]:
                     break
+                pairs, error = now, off
+                agreed = error <= TOLERANCE[compute]
         finally:
             _restore(tensors, start)
             for p in drawn:
@@ -115,7 +134,7 @@ def prove_gradients(
                 p.grad = None
     predicted, measured = pairs[0]
     if not error <= TOLERANCE[compute]:  # written so that NaN fails too
-        least = min(CHANGES[compute])
+        least = min(changes)
         curved = f"; if the loss curves too much for steps of {least:g} nats, which rounding asks for, lower optim.lr"
         raise ProofFailed(
             f"the gradients are wrong: a small step of all trainable weights changes the loss by {measured:.6f} nats, "
