@@ -14,7 +14,7 @@ from typing import Any
 
 from sweeptune.data import Step, collate_packs, lengths_of, micro_batches
 from sweeptune.kernels.fuse import fused
-from sweeptune.tracking.console import bar
+from sweeptune.tracking.console import bar, spinner
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
@@ -185,7 +185,7 @@ def save(session: Session, *, weights_only: bool = False) -> None:
 
 def prove(session: Session) -> None:
     """Prove the gradients in a phase of its own, after which what it cached is given back."""
-    with session.meter.interlude("proof", release=True):
+    with session.meter.interlude("proof", release=True), spinner("proving the gradients"):
         first, *more = ATTEMPTS[session.arithmetic]
         try:
             found = _prove(session, first)

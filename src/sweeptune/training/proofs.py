@@ -39,8 +39,8 @@ ATTEMPTS = {
 }
 # How many random directions are tried at each length.
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
-# Where a length agrees, the next shorter one must not be off by more than so many times the tolerance: where the loss
-# curves, there is a length at which it hides that all gradients are twice too large or too small.
+# Where a length agrees, the next shorter one, along half of the directions, must not be off by more than so many times
+# the tolerance: where the loss curves, there is a length at which it hides that all gradients are halved or doubled.
 CONFIRMING = 2.0
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
@@ -118,9 +118,8 @@ def prove_gradients(
             _check_none_is_missing(loss, named)
             agreed = False
             for change in changes:
-                now = [
-                    _measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(DIRECTIONS[compute])
-                ]
+                directions = DIRECTIONS[compute] // (2 if agreed else 1)
+                now = [_measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(directions)]
                 off = _relative_error(now)
                 if agreed and off <= CONFIRMING * TOLERANCE[compute]:
                     break
