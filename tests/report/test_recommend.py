@@ -138,7 +138,7 @@ def test_it_says_how_a_study_goes_on_that_was_left(tmp_path: Path, capsys: pytes
     leave_trial(study, 0, "full")
     render_recommendation(read_study(study), recommend(read_study(study)))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("not tried yet: lora; ") and lines[-1].startswith("python train.py model=")
+    assert lines[1].startswith("no trial ended yet: lora; ") and lines[-1].startswith("python train.py model=")
     assert lines[1].endswith("; to go on: python train.py -m method=full,lora")
     assert lines[0].endswith("s: 1 measured") and lines[2].split() == ["use", "full,", "trial", "0"]
     leave_trial(study, 1, "lora")

@@ -113,16 +113,17 @@ def test_search_figures_decide_nothing(tmp_path: Path) -> None:
 
 def test_a_study_that_was_left_goes_on_before_anything_is_confirmed(tmp_path: Path) -> None:
     folder = leave_study(tmp_path / "s", ("full", "lora", "qlora"), command="python train.py -m method=full,lora,qlora")
+    assert words(folder).endswith("to go on: python train.py -m method=full,lora,qlora"), "nothing has ended"
     leave_trial(folder, 0, "full", 2.0)
     assert words(folder).splitlines()[-2:] == [
-        "not tried yet: lora and qlora; the command that began the study goes on with it",
+        "no trial ended yet: lora and qlora; the command that began the study goes on with it",
         "to go on: python train.py -m method=full,lora,qlora",
     ]
     assert "--confirm" not in words(folder)
     with at_work(folder):
         assert "to go on" not in words(folder), "somebody is at it"
     set_over(folder, True)  # two trials were all that was asked for
-    assert "not tried" not in words(folder) and "--confirm" in words(folder)
+    assert "no trial ended" not in words(folder) and "--confirm" in words(folder)
 
 
 def test_a_command_that_had_a_password_is_not_offered(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_command_that_had_a_password_is_not_offered(tmp_path: Path) -> None:
         tmp_path / "s", ("full", "lora"), command="python train.py -m study.storage=postgresql://a:b@h/d"
     )
     leave_trial(folder, 0, "full", 2.0)
-    assert words(folder).endswith("not tried yet: lora; the command that began the study goes on with it")
+    assert words(folder).endswith("no trial ended yet: lora; the command that began the study goes on with it")
 
 
 def test_a_method_that_never_fits_has_been_tried(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_a_method_that_never_fits_has_been_tried(tmp_path: Path) -> None:
     leave_trial(folder, 0, "full", None, kind="misfit")
     leave_trial(folder, 1, "lora", 2.0)
     leave_trial(folder, 2, "qlora", None, status="oom")
-    assert "not tried" not in words(folder) and "--confirm" in words(folder)
+    assert "no trial ended" not in words(folder) and "--confirm" in words(folder)
     assert "not compared: full (predicted not to fit), qlora (nothing completed inside the constraints)" in words(
         folder
     )
@@ -245,6 +246,8 @@ def test_missing_confirmations_are_named(tmp_path: Path) -> None:
 def test_open_pairs_are_told_how_many_seeds_would_decide(tmp_path: Path) -> None:
     folder = leave_study(tmp_path / "s", ("full", "lora"))
     leave_confirmed(folder, {"full": {1: 2.0, 2: 2.1, 3: 2.05}, "lora": {1: 1.99, 2: 2.06, 3: 2.03}})
+    with at_work(folder):
+        set_over(folder, True)
     text = words(folder)
     assert text.startswith("lora has the lowest test loss over 3 seeds: it is undecided against full")
     assert "nat in 80 % of studies" in text

@@ -428,6 +428,8 @@ def test_it_is_said_whether_a_run_fits_into_the_capacity() -> None:
     assert not any("fit" in line for line in lines(found))
     ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "--capacity", "0.001"])
     assert ran.exit_code == 0 and "does not fit into 0.001 GiB" in ran.stdout
+    ran = CliRunner().invoke(app, ["estimate", "model=tiny", "hardware=gpu", "--bounds", "hardware.memory_cap_gib=8"])
+    assert "fits into 7.4 GiB" in ran.stdout, "a context takes 0.6 of the cap"
     command = ["estimate", "model=tiny", "hardware=gpu", "--bounds", "--json", "--capacity"]
     told = json.loads(CliRunner().invoke(app, [*command, "9"]).stdout)
     assert told["fits"] and told["peak_memory_gib"] < told["upper_gib"] < told["capacity_gib"] == 9

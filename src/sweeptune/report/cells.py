@@ -34,9 +34,11 @@ def speed(tokens_per_s: float | None, shared: bool) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting's value, without digits that say nothing: ``0.0001``, ``[q_proj,v_proj]``."""
+    """A setting's value as it is typed, without digits that say nothing: ``0.0001``, ``[q_proj,v_proj]``, ``null``."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(plain, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -15,9 +15,7 @@ from sweeptune.report.sheet import portable, print_words
 from sweeptune.report.studies import Study
 from sweeptune.report.study_sheets import settings
 from sweeptune.report.words import confirm_command, in_words, untried_words
-
-CONTEXT_GIB = 0.6
-"""Room that a CUDA context may take beside the allocator, whose peak is what was measured."""
+from sweeptune.tracking.calibration import CONTEXT_GIB
 
 
 def render_recommendation(study: Study, found: Recommendation, as_json: bool = False) -> None:

@@ -64,11 +64,11 @@ def confirm_command(study: Study, seeds: int | None = None) -> str:
 def untried_words(study: Study) -> list[str]:
     """Which methods a study was left before, and the command that goes on with it; nothing where it tried them all."""
     untried = [method for method in study.methods if method not in study.tried]
-    if not (study.left and study.tried and untried):
+    if not (study.left and untried):
         return []
     command = str(study.header.get("command") or "")
     again = [f"to go on: {command}"] if command and MASK not in command else []
-    return [f"not tried yet: {_list(untried)}; the command that began the study goes on with it", *again]
+    return [f"no trial ended yet: {_list(untried)}; the command that began the study goes on with it", *again]
 
 
 def _sentences(study: Study, verdict: Verdict) -> list[str]:

@@ -26,6 +26,8 @@ to 0.07."""
 DEGREES = 6.0
 """How sure that is: as if so many runs had shown it."""
 CONFIDENCE = 0.95
+CONTEXT_GIB = 0.6
+"""Room that a CUDA context may take beside the allocator, whose peak is what is predicted and measured."""
 SCHEMA = 1
 
 
