@@ -160,6 +160,21 @@ def test_editing_conf_or_the_code_changes_nothing_that_runs(tmp_path: Path) -> N
     assert json.loads((tmp_path / "multirun" / "s" / "study.json").read_text())["name"] == "s"
 
 
+def test_a_study_of_a_version_with_other_settings_is_not_run_into_crashes(tmp_path: Path) -> None:
+    assert run(tmp_path, *[o.replace("trials=8", "trials=2") for o in TPE]).returncode == 0
+    schema = tmp_path / "multirun" / "s" / "code" / "sweeptune" / "config" / "schema.py"
+    text = schema.read_text()
+    more = [o.replace("trials=8", "trials=3") for o in TPE]
+    schema.write_text(text.replace("    batch_tokens: Positive | None = None\n", ""))
+    refused = run(tmp_path, *more)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "eval.batch_tokens: no such setting" in refused.stderr
+    assert "PYTHONPATH=multirun/s/code before the same" in refused.stderr
+    assert not (tmp_path / "multirun" / "s" / "2").exists()
+    schema.write_text(text + "# another version, whose settings are the same\n")
+    assert run(tmp_path, *more).returncode == 0 and (tmp_path / "multirun" / "s" / "2").exists()
+
+
 FAULTS = {
     "0": ("oom", "oom"),
     "1": ("nan", "diverged"),

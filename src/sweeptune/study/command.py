@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sweeptune.config.compose import compose, conf_from
+from sweeptune.config.compose import compose, conf_from, dump
 from sweeptune.config.errors import ConfigError
 from sweeptune.config.schema import Config, StudyConfig
 from sweeptune.config.secrets import masked
@@ -21,7 +26,7 @@ from sweeptune.study.display import Display
 from sweeptune.study.engine import Engine
 from sweeptune.study.grid import Merged, firsts, from_header, merge, rest
 from sweeptune.study.space import Point, Space, fixed_overrides, read_space
-from sweeptune.study.store import Identity, Store, as_json, begun, differences, git_state
+from sweeptune.study.store import PACKAGE, Identity, Store, as_json, begun, differences, git_state
 from sweeptune.study.trial import compose_trial, flat
 from sweeptune.study.working import at_work, set_over
 from sweeptune.tracking.follow import await_senders, offline_words
@@ -127,9 +132,10 @@ def _counted(store: Store) -> int:
 
 def _work(store: Store, identity: Identity) -> Ended:
     settings = identity.settings
-    set_over(store.folder, False)
     with conf_from(store.conf):
         base = _base(identity.overrides, identity.space)
+    _see_that_its_code_takes(base, store)
+    set_over(store.folder, False)
     header = store.read()
     merged = from_header(header)
     total, done = _total(identity.space, settings, merged), _counted(store)
@@ -155,6 +161,31 @@ def _work(store: Store, identity: Identity) -> Ended:
     set_over(store.folder, not interrupted and (total == planned or store.counted >= planned))
     lines = [store.trials[number] for number in sorted(store.trials)]
     return Ended(store.folder, lines, interrupted, settings.sampler != "grid")
+
+
+def _see_that_its_code_takes(base: Config, store: Store) -> None:
+    """Ask the study's own copy of the code, where it knows other settings than this version.
+
+    Raises:
+        ConfigError: It refuses what its runs would be given, so that none of them would start.
+    """
+    own, ours = (package / "config" / "schema.py" for package in (store.code / "sweeptune", PACKAGE))
+    if filecmp.cmp(own, ours, shallow=False):
+        return
+    with TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(dump(base))
+        command = [sys.executable, "-c", f"from sweeptune.config.compose import load; load({str(config)!r})"]
+        environment = os.environ | {"PYTHONPATH": str(store.code.resolve())}
+        asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        said = asked.stderr.strip().rpartition("\n")[2].strip().removeprefix("1. ").removesuffix(" Take it out.")
+        raise ConfigError(
+            f"{store.folder} began with another version of sweeptune, whose copy in it runs its trials and refuses "
+            f"settings of this one ({said}). Go on with that copy: put "
+            f"PYTHONPATH={shlex.quote(str(store.code))} before the same command; or begin another study: "
+            "study.name=<name>"
+        )
 
 
 def _total(space: Space, settings: StudyConfig, merged: Merged) -> int | None:
