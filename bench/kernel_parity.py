@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sweeptune  # noqa: F401  bitsandbytes advises packages where it is imported first
+
+# isort: split
 import bitsandbytes as bnb
 import torch
 from common import head, line

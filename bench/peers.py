@@ -501,7 +501,8 @@ def cannot_run(options: argparse.Namespace) -> str | None:
     if options.out is None:
         return "--out DIR has to be given: figures, logs and the section go there"
     if options.tiny:
-        return None
+        missing = [str(file) for file in (options.tokenizer, options.data) if file and not file.is_file()]
+        return f"{', '.join(missing)}: no such file" if missing else None
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU here; --tiny tries the row on a CPU"
     files = {"--tokenizer": options.tokenizer} | ({"--data": options.data} if ROWS[options.row].real else {})

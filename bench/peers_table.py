@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 import time
 from typing import Any
 
@@ -94,7 +95,7 @@ def series(values: list[float]) -> str:
 
 def brief(text: str | None) -> str:
     """Fits a cell."""
-    return str(text or "-").replace("|", "/").replace("\n", " ")[:160]
+    return textwrap.shorten(str(text or "-").replace("|", "/"), 160, placeholder=" ...")
 
 
 def section(visit: Visit, runs: list[Run], command: str) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ from sweeptune.training.step import train_step
 SEEDS = 4
 STEPS = 20
 CASES = [
-    *((method, "bf16") for method in ("full", "lora", "qlora", "lora_int8", "dora")),
+    *((method, "bf16") for method in ("full", "lora", "qlora", "lora_int8", "dora", "lora_fp8")),
     ("lora", "fp16"),
     ("lora", "fp32"),
 ]
 FAULTS: dict[str, Callable[[str, torch.Tensor], torch.Tensor]] = {
     "none": lambda name, grad: grad,
     "half of it": lambda name, grad: grad * 0.5,
+    "doubled": lambda name, grad: grad * 2.0,
     "A's missing": lambda name, grad: torch.zeros_like(grad) if "lora_A" in name else grad,
 }
 
@@ -57,7 +59,7 @@ def fault(session: Session, change: Callable[[str, torch.Tensor], torch.Tensor])
 def errors_of(session: Session, change: float, rows: int) -> list[float]:
     """The proof's relative error at one step length, with several seeds; measured, not judged."""
     compute, step = session.arithmetic, session.progress.step
-    tables = (proofs.TOLERANCE, 1e9), (proofs.ATTEMPTS, (proofs.Attempt(rows, (change,)),))
+    tables = (proofs.TOLERANCE, 1e9), (proofs.ATTEMPTS, (proofs.Attempt(rows, (change, change)),))
     with ExitStack() as stack:
         for table, value in tables:
             stack.enter_context(replaced(table, compute, value))
@@ -66,6 +68,18 @@ def errors_of(session: Session, change: float, rows: int) -> list[float]:
             prove(session)
     session.progress.step = step
     return [proof["relative_error"] for proof in session.progress.gradient_proofs[-SEEDS:]]
+
+
+def proven(session: Session) -> int:
+    """How many of the seeds the proof passes with, as it runs in training."""
+    step, passed = session.progress.step, 0
+    for seed in range(SEEDS):
+        session.progress.step = seed
+        with suppress(proofs.ProofFailed):
+            prove(session)
+            passed += 1
+    session.progress.step = step
+    return passed
 
 
 def train(session: Session) -> None:
@@ -90,11 +104,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a jsonl file of questions and answers")
     parser.add_argument("--gguf", type=Path, help="the embedded model's file, where it cannot be downloaded")
-    parser.add_argument("--only", nargs="*", choices=[method for method, _ in CASES], help="some of the methods")
+    parser.add_argument("--only", nargs="*", choices=sorted({method for method, _ in CASES}), help="methods")
     tried = sorted({change for attempts in proofs.ATTEMPTS.values() for _, changes in attempts for change in changes})
     parser.add_argument("--changes", type=float, nargs="*", choices=tried, help="some of the loss changes, in nats")
+    parser.add_argument("--as-it-runs", action="store_true", help="no single changes: how often does the proof pass?")
     parser.add_argument("overrides", nargs="*", help="more settings, such as optim.lr=1e-4")
     options = parser.parse_args()
+    if missing := [str(file) for file in (options.data, options.gguf) if file and not file.is_file()]:
+        parser.error(f"{', '.join(missing)}: no such file")
+    if not torch.cuda.is_available() and "hardware=cpu" not in options.overrides:
+        parser.error("torch finds no CUDA GPU here; model=tiny hardware=cpu tries it on a CPU")
     provide_model(options.gguf)
     print("\n".join(head(("method", "precision", "steps", "rows", "fault", "change, nats", "errors", "tolerance"))))
     for method, precision in CASES:
@@ -112,19 +131,21 @@ def main() -> None:
         config = compose([*overrides, *length, *options.overrides, f"hardware.precision={precision}"])
         with tempfile.TemporaryDirectory() as folder:
             session = open_session(config, Path(folder))
-            measure(session, method, precision, options.changes)
+            show = partial(measure, session, method, precision, [] if options.as_it_runs else options.changes)
+            show()
             train(session)
-            measure(session, method, precision, options.changes)
+            show()
 
 
 def measure(session: Session, method: str, precision: str, changes: list[float] | None) -> None:
-    """A line per number of rows, fault and step length: the errors of all seeds, from small to large."""
+    """A line per number of rows, fault and step length with the errors of all seeds, from small to large, then one per
+    fault with how often the proof passes as it runs."""
     compute = session.arithmetic
     tries = [
         (attempt.rows, length)
         for attempt in proofs.ATTEMPTS[compute]
         for length in attempt.changes
-        if length in (changes or attempt.changes)
+        if changes is None or length in changes
     ]
     for (rows, length), (name, change) in product(tries, FAULTS.items()):
         with fault(session, change):
@@ -134,6 +155,10 @@ def measure(session: Session, method: str, precision: str, changes: list[float] 
             line((*map(str, cells), " ".join(f"{e:.1%}" for e in errors), f"{proofs.TOLERANCE[compute]:.0%}")),
             flush=True,
         )
+    for name, change in FAULTS.items():
+        with fault(session, change):
+            passed = f"proven {proven(session)} of {SEEDS} times"
+        print(line((method, precision, str(session.progress.step), "as it runs", name, "-", passed, "-")), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import head, line
+from common import head, line, positive
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sweeptune.kernels.fuse import fuse
+from sweeptune.tracking.console import setup_logging
 
 
 def model_of(options: argparse.Namespace, dtype: torch.dtype) -> torch.nn.Module:
@@ -60,10 +61,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=positive, default=6)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    setup_logging(None)  # what libraries warn of stays out of the table
     batch = torch.randint(0, 4000, (2, 256), generator=torch.Generator().manual_seed(options.seed))
     columns = [f"step {number}" for number in range(1, options.steps + 1)]
     print("\n".join(head(["loss", *columns, "of the first step kept"])))

@@ -58,11 +58,11 @@ def test_where_steps_must_be_long_a_failure_says_what_else_it_may_be(settings, t
     monkeypatch.setattr(loop.log, "info", lambda text, *values: said.append(text % values))
     with pytest.raises(ProofFailed) as failed:
         prove(session)
-    assert ("steps of 0.0025 nats, which rounding asks for, lower optim.lr" in str(failed.value)) is hinted
-    assert ["over 16 rows; once more with" in text for text in said] == [True] * hinted
+    assert ("steps that rounding does not hide, lower optim.lr" in str(failed.value)) is hinted
+    assert len([text for text in said if "over 16 rows; once more with up to 64" in text]) == hinted
 
 
-@pytest.mark.parametrize(("steps", "factor", "proven"), [(20, 1.0, True), (20, 0.5, False), (40, 0.5, False)])
+@pytest.mark.parametrize(("steps", "factor", "proven"), [(20, 1.0, True), (32, 2.0, False), (40, 0.5, False)])
 def test_a_loss_that_curves_sharply_neither_refuses_right_gradients_nor_hides_wrong_ones(
     settings, tmp_path, steps, factor, proven
 ):

@@ -359,8 +359,11 @@ class Engine:
         def ask(number: int, frame: Any) -> None:
             self.wish = min(self.wish + 1, 3) if number == signal.SIGINT else max(self.wish + 1, 2)
             units = [unit for slot in self.slots for unit in slot.units]
+            runs = f"{len(units)} run{'s' if len(units) != 1 else ''}"
             if self.wish == 1:
-                log.warning("no new trials; %d runs end first (again: stop them at a checkpoint)", len(units))
+                log.warning("no new trials; what runs ends first: %s (again: stop at a checkpoint)", runs)
+            elif self.wish == 2:
+                log.warning("stopping at a checkpoint, after a step, an evaluation or a proof: %s (again: kill)", runs)
             for unit in units:
                 if self.wish == 2:
                     unit.worker.stop()

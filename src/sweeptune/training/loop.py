@@ -18,7 +18,7 @@ from sweeptune.tracking.console import bar, spinner
 from sweeptune.training.checkpoint import prune_checkpoints, save_checkpoint
 from sweeptune.training.oom import any_rank
 from sweeptune.training.optimizer import learning_rate
-from sweeptune.training.proofs import ATTEMPTS, PROOF_TOKENS, Attempt, ProofFailed, prove_gradients
+from sweeptune.training.proofs import ATTEMPTS, PROOF_TOKENS, Attempt, GradientMissing, ProofFailed, prove_gradients
 from sweeptune.training.proofs_kernels import prove_kernels
 from sweeptune.training.proofs_packing import packed_sample, prove_packing
 from sweeptune.training.scoring import evaluate_split
@@ -189,12 +189,16 @@ def prove(session: Session) -> None:
         first, *more = ATTEMPTS[session.arithmetic]
         try:
             found = _prove(session, first)
-        except ProofFailed:
+        except GradientMissing:
+            raise
+        except ProofFailed as failed:
             if not more:
                 raise
-            said = "gradients do not agree with the loss over %d rows; once more with %d, which rounding disturbs less"
+            log.debug("%s", failed)
+            said = "gradients do not agree with the loss over %d rows; once more with up to %d and shorter steps"
             log.info(said, first.rows, more[0].rows)
             found = _prove(session, more[0])
+            log.info("they agree over more: off by %.1f %%", 100 * found["relative_error"])
     session.progress.gradient_proofs.append({"step": session.progress.step, **found})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -21,27 +22,27 @@ TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.20, torch.float16: 0.20}
 
 
 class Attempt(NamedTuple):
-    """So many rows and, one after the other until one agrees, the loss changes aimed at, in nats per token."""
+    """So many rows and the loss changes aimed at, in nats per token: until one agrees and the next confirms it."""
 
     rows: int
     changes: tuple[float, ...]
 
 
-# Loss changes are large against rounding and small against curvature: bf16 adds about 0.01 nats of noise to any change
-# over 16 rows, while a model that has learned nothing yet, or too fast, curves a lot. Where the first attempt fails,
-# more rows average rounding out, so that steps can be short enough for sharp curves. A wrong gradient is wrong on any
-# rows and at every length.
-_ROUNDED = (Attempt(16, (0.1, 0.05, 0.03, 0.02)), Attempt(64, (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.0025)))
+# Loss changes are large against rounding (bf16 adds about 0.01 nats of noise to any change over 16 rows) and small
+# against curvature: a model that has learned nothing yet, or too fast, curves a lot. Where the first attempt fails,
+# more rows average rounding out; its shortest steps are for random weights, which curve most and round least. A wrong
+# gradient is wrong on any rows and at every length but one: where the loss curves, there is one at which halved or
+# doubled gradients agree. Hence the confirmation, which is all that the last length is for.
+_ROUNDED = (Attempt(16, (0.1, 0.05, 0.03, 0.02)), Attempt(64, (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.0025, 0.00125)))
 ATTEMPTS = {
     torch.float32: (Attempt(1, (0.02, 0.005, 0.001, 0.0002)),),
     torch.bfloat16: _ROUNDED,
     torch.float16: _ROUNDED,
 }
-# How many random directions are tried at each length.
+# What a confirmation may be off by, in tolerances: rounding weighs more at the shorter length.
+CONFIRMING = 1.25
+# How many random directions are tried at a length; half of them where it only confirms.
 DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
-# Where a length agrees, the next shorter one, along half of the directions, must not be off by more than so many times
-# the tolerance: where the loss curves, there is a length at which it hides that all gradients are halved or doubled.
-CONFIRMING = 2.0
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
 ALIGNED = 3.0
@@ -51,6 +52,10 @@ PROOF_TOKENS = 128
 
 class ProofFailed(RuntimeError):
     """A run must not go on: what it would measure or learn is wrong."""
+
+
+class GradientMissing(ProofFailed):
+    """No other rows or steps would find it."""
 
 
 def proof_row(row: Row, tokens: int = PROOF_TOKENS) -> Row:
@@ -80,15 +85,15 @@ def prove_gradients(
         batches: A short input, in parts that fit; with at least one loss token.
         compute: The precision of the arithmetic; it decides the tolerance.
         autocast: Opens the context that training computes its loss in.
-        changes: Loss changes in nats per token, as an `Attempt` has them.
+        changes: Loss changes in nats per token, at least two, as an `Attempt` has them.
         seed: Of the random step.
 
     Returns:
         ``{"predicted": nats, "measured": nats, "relative_error": share, "tolerance": share}``
 
     Raises:
-        ProofFailed: The two differ by more than the tolerance, are not finite, or a weight that the loss depends on has
-            no gradient at all.
+        ProofFailed: The two differ by more than the tolerance, or are not finite.
+        GradientMissing: A weight that the loss depends on has no gradient at all.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = list(named.values())
@@ -104,6 +109,9 @@ def prove_gradients(
             total += part.item()
         return total
 
+    def along(change: float, directions: int) -> list[tuple[float, float]]:
+        return [_measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(directions)]
+
     with deterministic_training(model, seed):
         drawn = [p for p in tensors if not p.detach().any()]
         start: list[torch.Tensor] = []
@@ -116,15 +124,14 @@ def prove_gradients(
             origin = _copies(tensors)
             loss(backward=True)
             _check_none_is_missing(loss, named)
-            agreed = False
-            for change in changes:
-                directions = DIRECTIONS[compute] // (2 if agreed else 1)
-                now = [_measure(loss, tensors, origin, change, seed * 101 + k, compute) for k in range(directions)]
-                off = _relative_error(now)
-                if agreed and off <= CONFIRMING * TOLERANCE[compute]:
-                    break
-                pairs, error = now, off
-                agreed = error <= TOLERANCE[compute]
+            for change, shorter in pairwise(changes):
+                pairs = along(change, DIRECTIONS[compute])
+                error = _relative_error(pairs)
+                if error <= TOLERANCE[compute]:
+                    again = along(shorter, DIRECTIONS[compute] // 2)
+                    if _relative_error(again) <= CONFIRMING * TOLERANCE[compute]:
+                        break
+                    pairs, error = again, _relative_error(again)
         finally:
             _restore(tensors, start)
             for p in drawn:
@@ -133,8 +140,7 @@ def prove_gradients(
                 p.grad = None
     predicted, measured = pairs[0]
     if not error <= TOLERANCE[compute]:  # written so that NaN fails too
-        least = min(changes)
-        curved = f"; if the loss curves too much for steps of {least:g} nats, which rounding asks for, lower optim.lr"
+        curved = "; if the loss curves too much for steps that rounding does not hide, lower optim.lr"
         raise ProofFailed(
             f"the gradients are wrong: a small step of all trainable weights changes the loss by {measured:.6f} nats, "
             f"but the gradient predicts {predicted:.6f}; over {len(pairs)} such steps it is off by {error:.1%} "
@@ -154,7 +160,7 @@ def _check_none_is_missing(loss: Callable[[], float], named: dict[str, torch.nn.
     if not missing or not _depends(loss, list(missing.values())):
         return
     first = next((name for name, p in missing.items() if _depends(loss, [p])), next(iter(missing)))
-    raise ProofFailed(
+    raise GradientMissing(
         f"the gradients are wrong: {first} has none, although the loss depends on it ({len(missing)} of {len(named)} "
         "trainable weights have none)"
     )
