@@ -170,7 +170,7 @@ def _see_that_its_code_takes(base: Config, store: Store) -> None:
         ConfigError: It refuses what its runs would be given, so that none of them would start.
     """
     own, ours = (package / "config" / "schema.py" for package in (store.code / "sweeptune", PACKAGE))
-    if filecmp.cmp(own, ours, shallow=False):
+    if own.is_file() and filecmp.cmp(own, ours, shallow=False):
         return
     with TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
