@@ -35,7 +35,7 @@ class Attempt(NamedTuple):
 # doubled gradients agree. Hence the confirmation, which is all that the last length is for.
 _ROUNDED = (Attempt(16, (0.1, 0.05, 0.03, 0.02)), Attempt(64, (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.0025, 0.00125)))
 ATTEMPTS = {
-    torch.float32: (Attempt(1, (0.02, 0.005, 0.001, 0.0002)),),
+    torch.float32: (Attempt(1, (0.02, 0.005, 0.001, 0.0002, 0.0001)),),
     torch.bfloat16: _ROUNDED,
     torch.float16: _ROUNDED,
 }
