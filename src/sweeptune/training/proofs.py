@@ -39,10 +39,11 @@ ATTEMPTS = {
     torch.bfloat16: _ROUNDED,
     torch.float16: _ROUNDED,
 }
+# How many random directions are tried at a length, and at one that only confirms.
+DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
+CONFIRMING_DIRECTIONS = 2
 # What a confirmation may be off by, in tolerances: rounding weighs more at the shorter length.
 CONFIRMING = 1.25
-# How many random directions are tried at a length; half of them where it only confirms.
-DIRECTIONS = {torch.float32: 2, torch.bfloat16: 4, torch.float16: 4}
 # How much longer the part of a step along the gradient is than the random part. It only keeps the prediction away from
 # zero: what finds a wrong gradient is the random part, since a wrong gradient can be right along itself.
 ALIGNED = 3.0
@@ -128,7 +129,7 @@ def prove_gradients(
                 pairs = along(change, DIRECTIONS[compute])
                 error = _relative_error(pairs)
                 if error <= TOLERANCE[compute]:
-                    again = along(shorter, DIRECTIONS[compute] // 2)
+                    again = along(shorter, CONFIRMING_DIRECTIONS)
                     if _relative_error(again) <= CONFIRMING * TOLERANCE[compute]:
                         break
                     pairs, error = again, _relative_error(again)
