@@ -36,6 +36,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def absent(*files: Path | None) -> str | None:
+    """Which of the files that were given are not there, in words; None where all are."""
+    missing = [str(file) for file in files if file is not None and not file.is_file()]
+    return f"{', '.join(missing)}: no such file" if missing else None
+
+
 def sections_of(parser: argparse.ArgumentParser, files: Sequence[Path], results: Path | None) -> list[str]:
     """The sections that ``--section`` names, each checked to be one before any goes into ``--results``."""
     if results is None:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, gib, positive, sections_of
+from common import ROOT, absent, gib, positive, sections_of
 from peers_job import Job, digest, read_steps, save_steps
 from peers_rows import LR, ROWS, WARMUP, Row, Visit, tiny, work_of
 from peers_table import Run, section, table, with_section
@@ -501,8 +501,7 @@ def cannot_run(options: argparse.Namespace) -> str | None:
     if options.out is None:
         return "--out DIR has to be given: figures, logs and the section go there"
     if options.tiny:
-        missing = [str(file) for file in (options.tokenizer, options.data) if file and not file.is_file()]
-        return f"{', '.join(missing)}: no such file" if missing else None
+        return absent(options.tokenizer, options.data)
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU here; --tiny tries the row on a CPU"
     files = {"--tokenizer": options.tokenizer} | ({"--data": options.data} if ROWS[options.row].real else {})

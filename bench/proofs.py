@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import product
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from common import head, line
+from common import absent, head, line
 from gpu import provide_model
 
 from sweeptune.config.compose import compose
@@ -56,29 +56,33 @@ def fault(session: Session, change: Callable[[str, torch.Tensor], torch.Tensor])
         hook.remove()
 
 
+def seeds(session: Session) -> Iterator[None]:
+    """Give the proof one seed after the other: it takes the step's number."""
+    step = session.progress.step
+    for session.progress.step in range(SEEDS):
+        yield
+    session.progress.step = step
+
+
 def errors_of(session: Session, change: float, rows: int) -> list[float]:
     """The proof's relative error at one step length, with several seeds; measured, not judged."""
-    compute, step = session.arithmetic, session.progress.step
+    compute = session.arithmetic
     tables = (proofs.TOLERANCE, 1e9), (proofs.ATTEMPTS, (proofs.Attempt(rows, (change, change)),))
     with ExitStack() as stack:
         for table, value in tables:
             stack.enter_context(replaced(table, compute, value))
-        for seed in range(SEEDS):
-            session.progress.step = seed
+        for _ in seeds(session):
             prove(session)
-    session.progress.step = step
     return [proof["relative_error"] for proof in session.progress.gradient_proofs[-SEEDS:]]
 
 
 def proven(session: Session) -> int:
     """How many of the seeds the proof passes with, as it runs in training."""
-    step, passed = session.progress.step, 0
-    for seed in range(SEEDS):
-        session.progress.step = seed
+    passed = 0
+    for _ in seeds(session):
         with suppress(proofs.ProofFailed):
             prove(session)
             passed += 1
-    session.progress.step = step
     return passed
 
 
@@ -110,8 +114,8 @@ def main() -> None:
     parser.add_argument("--as-it-runs", action="store_true", help="no single changes: how often does the proof pass?")
     parser.add_argument("overrides", nargs="*", help="more settings, such as optim.lr=1e-4")
     options = parser.parse_args()
-    if missing := [str(file) for file in (options.data, options.gguf) if file and not file.is_file()]:
-        parser.error(f"{', '.join(missing)}: no such file")
+    if missing := absent(options.data, options.gguf):
+        parser.error(missing)
     if not torch.cuda.is_available() and "hardware=cpu" not in options.overrides:
         parser.error("torch finds no CUDA GPU here; model=tiny hardware=cpu tries it on a CPU")
     provide_model(options.gguf)

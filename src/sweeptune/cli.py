@@ -93,14 +93,13 @@ def estimate(
         problems = [*problems, f"--capacity {capacity:g}: has to be GiB above 0, such as --capacity 7.4 for 8 GiB"]
     if problems:
         raise ConfigError(problems)
-    from sweeptune.tracking.calibration import CONTEXT_GIB
-    from sweeptune.training.estimate import Calibration, fits, lines
+    from sweeptune.tracking.calibration import CONTEXT_GIB, Calibration, fits, lines
     from sweeptune.training.estimate import bounds as largest
     from sweeptune.training.estimate import estimate as predict
 
     config = compose(overrides or [])
     if capacity is None and config.hardware.memory_cap_gib is not None:
-        capacity = config.hardware.memory_cap_gib - CONTEXT_GIB
+        capacity = max(0.0, config.hardware.memory_cap_gib - CONTEXT_GIB)
     found = predict(config, largest(config) if bounds else None, capacity)
     if as_json:
         verdict = {} if capacity is None else {"capacity_gib": capacity, "fits": fits(found, capacity)}

@@ -20,6 +20,13 @@ from sweeptune.training.step import train_step
 METHODS = ["full", "lora", "qlora", "dora", "rslora", "pissa", "lora_int8", "lora_fp8"]
 
 
+def change_gradients(session, change):
+    """Plant a fault: every gradient goes through it."""
+    for parameter in session.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(change)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_proves_its_gradients_and_restores_everything(settings, tmp_path, method, precision):
@@ -41,9 +48,7 @@ def test_every_method_proves_its_gradients_and_restores_everything(settings, tmp
 @pytest.mark.parametrize("factor", [0.0, 0.5, -1.0, 1.3])
 def test_a_wrongly_scaled_gradient_is_stopped(settings, tmp_path, factor):
     session = open_session(settings("method=lora"), tmp_path)
-    for parameter in session.model.parameters():
-        if parameter.requires_grad:
-            parameter.register_hook(lambda grad: grad * factor)
+    change_gradients(session, lambda grad: grad * factor)
     with pytest.raises(ProofFailed, match=r"gradients are wrong|gradient predicts"):
         prove(session)
 
@@ -51,9 +56,7 @@ def test_a_wrongly_scaled_gradient_is_stopped(settings, tmp_path, factor):
 @pytest.mark.parametrize(("method", "hinted"), [("lora", False), ("lora_fp8", True)])
 def test_where_steps_must_be_long_a_failure_says_what_else_it_may_be(settings, tmp_path, monkeypatch, method, hinted):
     session = open_session(settings(f"method={method}"), tmp_path)
-    for parameter in session.model.parameters():
-        if parameter.requires_grad:
-            parameter.register_hook(torch.neg)
+    change_gradients(session, torch.neg)
     said = []
     monkeypatch.setattr(loop.log, "info", lambda text, *values: said.append(text % values))
     with pytest.raises(ProofFailed) as failed:
@@ -72,9 +75,7 @@ def test_a_loss_that_curves_sharply_neither_refuses_right_gradients_nor_hides_wr
     for step in session.steps:  # random weights that have learned a little: the loss of long steps says nothing
         train_step(session, step)
         count(session, step)
-    for parameter in session.model.parameters():
-        if parameter.requires_grad:
-            parameter.register_hook(lambda grad: grad * factor)
+    change_gradients(session, lambda grad: grad * factor)
     with nullcontext() if proven else pytest.raises(ProofFailed):
         prove(session)
 

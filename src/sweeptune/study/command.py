@@ -176,7 +176,7 @@ def _see_that_its_code_takes(base: Config, store: Store) -> None:
         config = Path(folder) / "config.yaml"
         config.write_text(dump(base))
         command = [sys.executable, "-c", f"from sweeptune.config.compose import load; load({str(config)!r})"]
-        environment = os.environ | {"PYTHONPATH": str(store.code.resolve())}
+        environment = os.environ | {"PYTHONPATH": store.pythonpath}
         asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if asked.returncode:
         said = asked.stderr.strip().rpartition("\n")[2].strip().removeprefix("1. ").removesuffix(" Take it out.")

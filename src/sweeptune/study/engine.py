@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import signal
 import time
@@ -106,7 +105,7 @@ class Engine:
         self._looked = 0.0
         self._vain: dict[str, float] = {}
         self._environment = {
-            "PYTHONPATH": os.pathsep.join([str(store.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": store.pythonpath,
             "SWEEPTUNE_SHARED": str((store.folder / "shared").resolve()),
             **({"SWEEPTUNE_GIT": state} if (state := store.read()["git"]) else {}),
         }

@@ -131,6 +131,11 @@ class Store:
         """The study's own conf/."""
         return self.code / "sweeptune" / "conf"
 
+    @property
+    def pythonpath(self) -> str:
+        """For processes that are to run the study's own code: it, and what our own PYTHONPATH adds."""
+        return os.pathsep.join([str(self.code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+
     def check_storage(self, settings: StudyConfig) -> None:
         """See that a database can be reached, and holds no study of this name yet, before anything is written.
 

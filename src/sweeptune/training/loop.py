@@ -189,10 +189,8 @@ def prove(session: Session) -> None:
         first, *more = ATTEMPTS[session.arithmetic]
         try:
             found = _prove(session, first)
-        except GradientMissing:
-            raise
         except ProofFailed as failed:
-            if not more:
+            if not more or isinstance(failed, GradientMissing):
                 raise
             log.debug("%s", failed)
             said = "gradients do not agree with the loss over %d rows; once more with up to %d and shorter steps"

@@ -130,9 +130,10 @@ def prove_gradients(
                 error = _relative_error(pairs)
                 if error <= TOLERANCE[compute]:
                     again = along(shorter, CONFIRMING_DIRECTIONS)
-                    if _relative_error(again) <= CONFIRMING * TOLERANCE[compute]:
+                    off = _relative_error(again)
+                    if off <= CONFIRMING * TOLERANCE[compute]:
                         break
-                    pairs, error = again, _relative_error(again)
+                    pairs, error = again, off
         finally:
             _restore(tensors, start)
             for p in drawn:
